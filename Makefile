@@ -1,0 +1,45 @@
+# make report   the page for the default model       make test   every check, as the CI runs it
+.DEFAULT_GOAL := help
+.PHONY: help setup test report format clean
+
+PYTHON ?= python3
+MODEL ?= smollm2-135m-instruct
+PYTEST_FLAGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+help:  ## Show these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The install is editable, so only a change of the dependencies needs a new one. The stamp is
+# written last: an interrupted set-up is repeated.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
+		f"Python must be 3.11 or newer, got {v[0]}.{v[1]}; run make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv; the first time takes a few minutes."
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+		-c constraints.txt -e '.[dev,figures]'
+	@touch $@
+
+setup: $(STAMP)  ## Create .venv and install the tested set of packages
+
+test: setup  ## Format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# An earlier report is kept beside the new one, once.
+report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
+	@if [ -e report ]; then rm -rf report.previous && mv report report.previous; fi
+	$(BIN)/mi-massive report $(MODEL) --out report
+	@echo "The page lies at $(CURDIR)/report/report.html"
+
+format: setup  ## Format the code and apply the safe fixes of the linter
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the environment, the builds and the caches; reports stay
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find mi_massive tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +

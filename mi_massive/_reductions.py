@@ -1,0 +1,143 @@
+"""Sums over tokens of one layer's states: the arithmetic of a capture.
+
+Weighted sums over positions are matrix products with a row of weights, which run at memory speed; positions are taken
+in chunks so that intermediate tensors stay small whatever the length of the prompt. Sums are float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mi_massive.norms import SiteSums
+from mi_massive.rope import RotaryGeometry
+
+_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWeights:
+    """Which tokens of a right-padded batch enter the sums: 1 yes, 0 no."""
+
+    counted: Float[Tensor, "batch pos"]
+    """Real tokens, without the first if the capture skips it."""
+    after_first: Float[Tensor, "batch pos"]
+    """Real tokens after the first, over which phases are taken."""
+    skip_first: bool
+
+
+def sum_states(
+    states: Float[Tensor, "batch head pos d_head"], weights: TokenWeights
+) -> SiteSums:
+    """Sums of one layer's states; `prompt` is the batch axis and `layer` has length 1."""
+    squares, total = _zeros(states), _zeros(states)
+    for chunk in _chunks(states):
+        part = _kept(states[:, :, chunk].float(), weights.counted[:, chunk])
+        counted = weights.counted[:, chunk]
+        total += _weighted_sum(part, counted)
+        squares += _weighted_sum(part.square(), counted)
+    return _site_sums(states, weights, squares, total, phasors=None)
+
+
+def sum_rotary_states(
+    states: Float[Tensor, "batch head pos d_head"],
+    weights: TokenWeights,
+    rotary: RotaryGeometry,
+    turns: Float[Tensor, "2 pos pair"],
+) -> tuple[SiteSums, SiteSums]:
+    """Sums of rotated states as they are, and of the same states turned back.
+
+    Args:
+        states: Rotated queries or keys of one layer.
+        weights: Which tokens enter.
+        rotary: The layer's rotation.
+        turns: Cosine and sine of each pair's angle at each position.
+    """
+    n, start = rotary.n_pairs, rotary.rotary_dim
+    rotated = [_zeros(states), _zeros(states), _zeros(states[..., :start])]
+    back = [_zeros(states), _zeros(states), _zeros(states[..., :start])]
+    for chunk in _chunks(states):
+        counted, after = weights.counted[:, chunk], weights.after_first[:, chunk]
+        # Members of a pair lie in the two halves of `part`, whatever the model's layout.
+        part = _split_pairs(_kept(states[:, :, chunk].float(), counted), rotary)
+        energy = part.square()
+        length = energy[..., :n] + energy[..., n:start]
+        inverse = torch.where(length > 0, length, torch.inf).rsqrt_().repeat(1, 1, 1, 2)
+        turned = _turn_back(part, turns[:, chunk], n)
+        for sums, value, square in ((rotated, part, energy), (back, turned, turned.square())):
+            sums[0] += _weighted_sum(square, counted)
+            sums[1] += _weighted_sum(value, counted)
+            sums[2] += _weighted_sum(value[..., :start] * inverse, after)
+    first, second = (
+        _site_sums(
+            states,
+            weights,
+            _join_pairs(squares, rotary),
+            _join_pairs(total, rotary),
+            phasors=torch.stack([unit[..., :n], unit[..., n:]], dim=-1)[:, None],
+        )
+        for squares, total, unit in (rotated, back)
+    )
+    # Position 0 is not turned: both stages share the first token's activation.
+    return first, second
+
+
+def _site_sums(
+    states: Tensor, weights: TokenWeights, squares: Tensor, total: Tensor, phasors: Tensor | None
+) -> SiteSums:
+    first = states[:, :, 0].float()
+    if weights.skip_first:
+        first = torch.full_like(first, torch.nan)
+    return SiteSums(
+        squares=squares[:, None], total=total[:, None], first=first[:, None], phasors=phasors
+    )
+
+
+def _chunks(states: Tensor) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, states.shape[2], _CHUNK)]
+
+
+def _zeros(states: Tensor) -> Tensor:
+    batch, head, _, d_head = states.shape
+    return torch.zeros(batch, head, d_head, device=states.device)
+
+
+def _kept(part: Tensor, counted: Tensor) -> Tensor:
+    """`part` with tokens that do not count set to zero, so that a NaN in padding cannot enter a product."""
+    if bool((counted == 1).all()):
+        return part
+    return torch.where(counted[:, None, :, None] == 1, part, torch.zeros((), device=part.device))
+
+
+def _weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    """Sum of `values` [batch head pos dim] over positions with `weights` [batch pos]."""
+    batch, head, pos, dim = values.shape
+    row = weights[:, None, None, :].expand(batch, head, 1, pos).reshape(batch * head, 1, pos)
+    return torch.bmm(row, values.reshape(batch * head, pos, dim)).view(batch, head, dim)
+
+
+def _turn_back(part: Tensor, turns: Tensor, n: int) -> Tensor:
+    cos, sin = turns[0], turns[1]
+    first, second = part[..., :n], part[..., n : 2 * n]
+    turned = part.clone()
+    torch.mul(first, cos, out=turned[..., :n]).addcmul_(second, sin)
+    torch.mul(second, cos, out=turned[..., n : 2 * n]).addcmul_(first, sin, value=-1)
+    return turned
+
+
+def _split_pairs(part: Tensor, rotary: RotaryGeometry) -> Tensor:
+    """First members of all pairs, then second members, then the dimensions that do not rotate."""
+    if rotary.layout == "half_split":
+        return part
+    end = rotary.rotary_dim
+    return torch.cat([part[..., 0:end:2], part[..., 1:end:2], part[..., end:]], dim=-1)
+
+
+def _join_pairs(sums: Tensor, rotary: RotaryGeometry) -> Tensor:
+    """Inverse of `_split_pairs`."""
+    if rotary.layout == "half_split":
+        return sums
+    n, end = rotary.n_pairs, rotary.rotary_dim
+    pairs = torch.stack([sums[..., :n], sums[..., n:end]], dim=-1).flatten(-2)
+    return torch.cat([pairs, sums[..., end:]], dim=-1)

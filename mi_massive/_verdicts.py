@@ -1,0 +1,93 @@
+"""The decision rule of the scoreboard: what each claim says and which effect supports it.
+
+A verdict needs an interval that excludes the null *and* an effect of at least the claim's minimum:
+with many prompts a ratio of 1.05 excludes 1, and is not what the paper means by massive. The
+minimum effects are round numbers set by convention (twice as close as by chance, three in four,
+most heads), not fitted to a model.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mi_massive.stats import Estimate
+
+Verdict = Literal["supported", "not supported", "inconclusive"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """What a claim says, how it is measured, and from which effect on it counts."""
+
+    statement: str
+    quantity: str
+    minimum: float
+    """Smallest effect that supports the claim, in units of `quantity`."""
+
+
+NONE_SHARE: Final = 0.1
+"""'None' in C1 and C3: at most this share of the massive dimensions per head of q and of k."""
+
+RULES: Final[dict[str, Rule]] = {
+    "C1": Rule(
+        statement="Queries and keys hold concentrated massive values, values hold none.",
+        quantity="max/mean norm of a head in q (k) divided by that in v, geometric mean",
+        minimum=1.5,
+    ),
+    "C2": Rule(
+        statement="The massive dimensions of different heads are close to each other.",
+        quantity="1 - distance of two heads' largest dimensions / distance by chance",
+        minimum=0.5,  # on average at most half as far apart as by chance
+    ),
+    "C3": Rule(
+        statement="Models without rotary position embeddings do not have them.",
+        quantity="max/mean norm of a head divided by that in the control, geometric mean",
+        minimum=1.5,
+    ),
+    "C8a": Rule(
+        statement="Massive dimensions lie in the low frequencies of RoPE.",
+        quantity="share of massive dimensions in the slower half of the rotary pairs",
+        minimum=0.75,  # three of four
+    ),
+    "C8b": Rule(
+        statement="Massive values form two symmetric clusters in the two halves of the head, over "
+        "the heads of a layer.",
+        quantity="rank correlation of the two halves of a layer's mean profile",
+        minimum=0.3,  # a medium correlation: Cohen 1988
+    ),
+    "C8c": Rule(
+        statement="Massive dimensions lie where RoPE makes no full turn within the training "
+        "context (partial cycles).",
+        quantity="share of massive dimensions whose wavelength exceeds the training context",
+        minimum=0.75,
+    ),
+    "C8d": Rule(
+        statement="Single heads show the two symmetric clusters.",
+        quantity="share of heads with massive dimensions that have exactly two mirror clusters",
+        minimum=0.5,  # most heads
+    ),
+    "C9": Rule(
+        statement="Massive values are there from the first layer on.",
+        quantity="massive dimensions per head of the first layer: the smaller of q and k, minus v",
+        minimum=0.1,  # one more in ten heads
+    ),
+}
+"""The claims this module judges. C4 to C7 need interventions."""
+
+
+def decide(estimate: Estimate, *, minimum: float) -> Verdict:
+    """Judge one estimate against its null and a minimum effect.
+
+        supported      low > null, effect >= minimum, and p <= 1 - level where there is a test
+        not supported  high < minimum
+        inconclusive   otherwise, and always without an interval
+
+    An effect that surely differs from the null but is surely smaller than the minimum is therefore
+    not supported: it is there, and too small to be what the claim means.
+    """
+    if math.isnan(estimate.effect) or math.isnan(estimate.low) or math.isnan(estimate.high):
+        return "inconclusive"
+    significant = not estimate.p_value > 1 - estimate.level
+    if estimate.low > estimate.null and estimate.effect >= minimum and significant:
+        return "supported"
+    return "not supported" if estimate.high < minimum else "inconclusive"

@@ -1,0 +1,321 @@
+"""From results to verdicts on the paper's claims.
+
+One function a claim says which estimate decides it and puts the numbers into words; one rule for
+all (`mi_massive._verdicts.decide`) gives the verdict. A claim that a result cannot decide is
+inconclusive, never supported by default.
+
+Does not show: causes. C8 is the observational part of "RoPE causes it", and C3 compares two models
+that differ in more than their position encoding.
+
+Source of the claims: Jin et al. 2025, arXiv:2502.01563.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mi_massive import stats
+from mi_massive._verdicts import NONE_SHARE, RULES, Verdict, decide
+from mi_massive.bands import BandsResult
+from mi_massive.concentration import (
+    ConcentrationConfig,
+    ConcentrationResult,
+    ProjectionConcentration,
+)
+from mi_massive.records import Provenance
+from mi_massive.stats import Estimate
+from mi_massive.symmetry import SymmetryResult
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """One row of the scoreboard."""
+
+    id: str
+    """C1..C9, with a letter where a claim has several parts: C8a."""
+    statement: str
+    verdict: Verdict
+    estimate: Estimate
+    """The estimate that decides the verdict."""
+    quantity: str
+    """What `estimate.effect` measures, with its unit."""
+    reading: str
+    """What was found in plain words, also against the paper."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ScoreboardResult:
+    """Verdicts on the claims for one model."""
+
+    claims: tuple[Claim, ...]
+    provenance: Provenance
+
+    def to_frame(self) -> Any:
+        """Scoreboard as a data frame, one row a claim."""
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for claim in self.claims:
+            row = {f.name: getattr(claim, f.name) for f in dataclasses.fields(claim)}
+            rows.append({**row, **dataclasses.asdict(row.pop("estimate"))})
+        return pd.DataFrame(rows)
+
+
+def scoreboard(
+    concentration: ConcentrationResult,
+    *,
+    bands: BandsResult | None = None,
+    symmetry: SymmetryResult | None = None,
+    control: ConcentrationResult | None = None,
+) -> ScoreboardResult:
+    """Judge the claims C1, C2, C3, C8 and C9 on one model.
+
+    A claim about q and k must hold in both: the verdict is that of the weaker one, whose estimate
+    is reported with the larger p of the two. What is missing makes its claims inconclusive, with
+    the reason in the reading.
+
+    Args:
+        concentration: Of the model.
+        bands: Of the same capture; None for a model that does not rotate.
+        symmetry: Of the same capture; None for a model that does not rotate.
+        control: Of a model without rotary position embeddings, on the same prompts.
+
+    Returns:
+        One row a claim, C8 in four parts.
+
+    Raises:
+        ValueError: If `bands` or `symmetry` come from another capture, or `control` from a model
+        that
+            rotates or from another number of prompts.
+    """
+    for name, result in (("bands", bands), ("symmetry", symmetry)):
+        if result is not None:
+            _require_same_capture(name, result.provenance, concentration.provenance)
+    if control is not None:
+        _require_control(control, concentration)
+    claims = (
+        _concentrated(concentration),
+        _heads_close(concentration),
+        _absent_without_rope(concentration, control),
+        _low_frequency(concentration, bands),
+        _symmetric_over_heads(concentration, symmetry),
+        _partial_cycle(concentration, bands),
+        _symmetric_in_heads(concentration, symmetry),
+        _from_first_layer(concentration),
+    )
+    return ScoreboardResult(claims=claims, provenance=concentration.provenance)
+
+
+def _concentrated(result: ConcentrationResult) -> Claim:
+    """C1. Support is withheld if v holds more than `NONE_SHARE` of q's or of k's massive ones."""
+    q, k, v = (_massive_per_head(part) for part in (result.q, result.k, result.v))
+    few_in_v = v <= NONE_SHARE * min(q, k)
+    reading = (
+        f"The largest norm of a head is {_peak(result.q):.2f} (q) and {_peak(result.k):.2f} (k) "
+        f"times its mean norm against {_peak(result.v):.2f} in v; q, k and v hold {q:.2f}, {k:.2f} "
+        f"and {v:.2f} massive dimensions per head."
+    )
+    return _claim(
+        "C1",
+        [result.contrast_q, result.contrast_k],
+        reading,
+        withheld=None if few_in_v else "v holds more than a tenth as many as q or k",
+    )
+
+
+def _heads_close(result: ConcentrationResult) -> Claim:
+    """C2. A projection with one head a layer has no other head to be close to and is left out."""
+    parts = {name: result.of(name).head_overlap for name in ("q", "k", "v")}
+    defined = {name: e for name, e in parts.items() if not math.isnan(e.effect)}
+    distances = ", ".join(f"{1 - e.effect:.2f} in {name}" for name, e in defined.items())
+    reading = (
+        "The distance between the largest dimensions of two heads of a layer, in multiples of that by "
+        f"chance: {distances or 'undefined, with one head a layer'}."
+    )
+    measured = [e for name, e in defined.items() if name != "v"]
+    return _claim("C2", measured, reading)
+
+
+def _absent_without_rope(result: ConcentrationResult, control: ConcentrationResult | None) -> Claim:
+    """C3. Support is withheld if the control holds more than `NONE_SHARE` of the model's."""
+    if not result.rotating_layers:
+        own = f"max/mean in q is {result.contrast_q.effect:.2f} times that in v"
+        return _claim("C3", [], f"This model does not rotate and could only be the control; {own}.")
+    if control is None:
+        return _claim("C3", [], "No model without rotary position embeddings was measured.")
+    estimates = [_ratio(result.of(name), control.of(name), result.config) for name in ("q", "k")]
+    q, k = _massive_per_head(control.q), _massive_per_head(control.k)
+    few = q <= NONE_SHARE * _massive_per_head(result.q) and k <= NONE_SHARE * _massive_per_head(
+        result.k
+    )
+    reading = (
+        f"max/mean of a head is {_peak(result.q):.2f} (q) and {_peak(result.k):.2f} (k), in the "
+        f"control {control.provenance.model} {_peak(control.q):.2f} and {_peak(control.k):.2f} with
+        " f"{q:.2f} and {k:.2f} massive dimensions per head. One control that " "differs in more
+        than its position encoding is weak evidence."
+    )
+    return _claim(
+        "C3",
+        estimates,
+        reading,
+        withheld=None if few else "the control holds more than a tenth as many massive dimensions",
+    )
+
+
+def _low_frequency(result: ConcentrationResult, bands: BandsResult | None) -> Claim:
+    """C8a."""
+    if bands is None:
+        return _claim("C8a", [], _not_measured(result, "frequency bands"))
+    q, k = bands.q.massive_low_half_share, bands.k.massive_low_half_share
+    reading = (
+        f"The slower half of the pairs holds {_percent(q)} of the massive dimensions of q and "
+        f"{_percent(k)} of k, and {_percent(bands.q.low_half_share)} and "
+        f"{_percent(bands.k.low_half_share)} of their energy (v:
+        {_percent(bands.v.low_half_share)})."
+    )
+    return _claim("C8a", [q, k], reading)
+
+
+def _symmetric_over_heads(result: ConcentrationResult, symmetry: SymmetryResult | None) -> Claim:
+    """C8b: what a heat map of heads by dimensions shows."""
+    if symmetry is None:
+        return _claim("C8b", [], _not_measured(result, "symmetry"))
+    parts = [part.layer_agreement for part in (symmetry.q, symmetry.k, symmetry.v)]
+    reading = (
+        "The two halves of the mean profile of a layer's heads correlate with "
+        f"{parts[0].effect:.2f} in q, {parts[1].effect:.2f} in k and {parts[2].effect:.2f} in v."
+    )
+    return _claim("C8b", parts[:2], reading)
+
+
+def _partial_cycle(result: ConcentrationResult, bands: BandsResult | None) -> Claim:
+    """C8c."""
+    if bands is None:
+        return _claim("C8c", [], _not_measured(result, "frequency bands"))
+    if bands.training_context is None:
+        return _claim("C8c", [], "The training context of this model is not known.")
+    reading = (
+        f"{_percent(bands.partial_cycle)} of the massive dimensions have a wavelength beyond the "
+        f"training context of {bands.training_context} tokens; of all pairs "
+        f"{100 * bands.partial_cycle.null:.0f} % do."
+    )
+    return _claim("C8c", [bands.partial_cycle], reading)
+
+
+def _symmetric_in_heads(result: ConcentrationResult, symmetry: SymmetryResult | None) -> Claim:
+    """C8d."""
+    if symmetry is None:
+        return _claim("C8d", [], _not_measured(result, "symmetry"))
+    q, k = symmetry.q.two_mirror_share, symmetry.k.two_mirror_share
+    reading = (
+        f"Of the heads with massive dimensions {_percent(q)} (q) and {_percent(k)} (k) have exactly
+        " f"two mirror clusters; by chance {100 * q.null:.0f} % and {100 * k.null:.0f} %."
+    )
+    return _claim("C8d", [q, k], reading)
+
+
+def _from_first_layer(result: ConcentrationResult) -> Claim:
+    """C9. The test of later layers is corrected over layers; that of the first is a single test."""
+    q, k, v = (float(result.of(name).curve[0]) for name in ("q", "k", "v"))
+    holds = int((result.layer_tests <= 1 - result.config.level).sum())
+    first = "none" if result.first_layer is None else f"L{result.first_layer} the first"
+    reading = (
+        f"Within a prompt L{result.layers[0]} holds {q:.2f} (q), {k:.2f} (k) and {v:.2f} (v) massive
+        " f"dimensions per head; q and k both hold more than v in {holds} of {len(result.layers)} "
+        f"layers, {first}."
+    )
+    return _claim("C9", [result.first_layer_excess], reading)
+
+
+def _claim(
+    id: str, estimates: Sequence[Estimate], reading: str, *, withheld: str | None = None
+) -> Claim:
+    """Apply a claim's rule to the estimates that must all pass it; `withheld` says why not
+    enough."""
+    rule = RULES[id]
+    if not estimates:
+        estimates = [_undefined()]
+    verdicts = [decide(estimate, minimum=rule.minimum) for estimate in estimates]
+    order: list[Verdict] = ["not supported", "inconclusive", "supported"]
+    verdict = min(verdicts, key=order.index)
+    weakest = min(
+        (e for v, e in zip(verdicts, estimates, strict=True) if v == verdict),
+        key=lambda e: math.inf if math.isnan(e.effect) else e.effect,
+    )
+    if verdict == "supported" and withheld is not None:
+        verdict, reading = "inconclusive", f"{reading} Support is withheld: {withheld}."
+    if math.isnan(weakest.low) and weakest.n > 0:
+        reading += f" There is no interval from n = {weakest.n} {weakest.n_of}."
+    p_values = [estimate.p_value for estimate in estimates]
+    p_value = math.nan if any(map(math.isnan, p_values)) else max(p_values)
+    return Claim(
+        id=id,
+        statement=rule.statement,
+        verdict=verdict,
+        estimate=dataclasses.replace(weakest, p_value=p_value),
+        quantity=rule.quantity,
+        reading=reading,
+    )
+
+
+def _undefined() -> Estimate:
+    nan = math.nan
+    return Estimate(effect=nan, low=nan, high=nan, n=0, n_of="prompts", test="not measured")
+
+
+def _not_measured(result: ConcentrationResult, what: str) -> str:
+    if not result.rotating_layers:
+        return "This model does not rotate its queries and keys: it has no rotary pairs."
+    return f"The {what} of this model were not measured."
+
+
+def _massive_per_head(part: ProjectionConcentration) -> float:
+    return float(part.massive.sum(dim=-1).double().mean())
+
+
+def _peak(part: ProjectionConcentration) -> float:
+    """max/mean of a head within a prompt, geometric mean over prompts, as in the contrasts."""
+    return float(part.prompt_max_over_mean.double().log().mean().exp())
+
+
+def _ratio(
+    part: ProjectionConcentration, control: ProjectionConcentration, config: ConcentrationConfig
+) -> Estimate:
+    ratios = part.prompt_max_over_mean.double() / control.prompt_max_over_mean.double()
+    return stats.estimate(
+        ratios.numpy(),
+        n_of="prompts",
+        statistic="geometric mean",
+        null=1.0,
+        level=config.level,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+    )
+
+
+def _percent(estimate: Estimate) -> str:
+    return "none" if math.isnan(estimate.effect) else f"{100 * estimate.effect:.0f} %"
+
+
+def _require_same_capture(name: str, given: Provenance, expected: Provenance) -> None:
+    if (given.model, given.prompts_digest) != (expected.model, expected.prompts_digest):
+        raise ValueError(
+            f"{name} must come from the same capture as concentration, got model {given.model!r} "
+            f"and {expected.model!r}, prompts {given.prompts_digest[:8]} and "
+            f"{expected.prompts_digest[:8]}; compute both from one capture"
+        )
+
+
+def _require_control(control: ConcentrationResult, result: ConcentrationResult) -> None:
+    if control.rotating_layers:
+        raise ValueError(
+            f"control must be a model without rotary position embeddings, got "
+            f"{control.provenance.model!r}, which rotates in {len(control.rotating_layers)} layers"
+        )
+    n, expected = (len(r.q.prompt_max_over_mean) for r in (control, result))
+    if n != expected:
+        raise ValueError(
+            f"control must be measured on the same prompts, got {n} prompts and {expected}; "
+            "capture both models on one list"
+        )

@@ -1,0 +1,285 @@
+"""The loaded model: hook points by name, attention inputs at full speed, and measured rotary geometry.
+
+A loaded model is held twice over one set of weights: as a plain transformers model whose attention inputs can be read
+without materializing attention (what captures use), and as a TransformerBridge with every hook point of TransformerLens
+(what patching and your own hooks use; built at first use). Both compute the same logits; `diagnose` measures it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mi_massive.models.attention import Visitor
+from mi_massive.models.engines import Engine, HooksEngine, PlainEngine
+from mi_massive.models.errors import UnsupportedModelError
+from mi_massive.models.geometry import candidate_frequencies, measure_geometry, probe_positions
+from mi_massive.models.sites import (
+    HookFunction,
+    attention_site_names,
+    fired_sites,
+    revive_rotary_hooks,
+)
+from mi_massive.rope import ModelGeometry
+
+
+class HookedModel:
+    """A language model whose queries, keys and values can be read and edited by name.
+
+    Made by `load_model`, or by `HookedModel.wrap` around a TransformerLens model that you hold.
+
+    Attributes:
+        name: As the user gave it.
+        revision: Commit, wheel or checksum the weights came from; None if unknown.
+        weights_note: What happened to the weights before loading, such as a dequantization.
+        tokenizer: The model's tokenizer; None if a wrapped model has none.
+        geometry: Heads and rotations of each attention layer, measured on the model itself.
+        is_causal: False for an encoder.
+        has_head: False if the checkpoint has no language-modelling head; its logits are then refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        engine: Engine,
+        geometry: ModelGeometry,
+        tokenizer: PreTrainedTokenizerBase | None,
+        make_bridge: Callable[[], Any],
+        revision: str | None = None,
+        weights_note: str | None = None,
+        is_causal: bool = True,
+        has_head: bool = True,
+    ) -> None:
+        self.name = name
+        self.revision = revision
+        self.weights_note = weights_note
+        self.tokenizer = tokenizer
+        self.geometry = geometry
+        self.is_causal = is_causal
+        self.has_head = has_head
+        self._engine = engine
+        self._make_bridge = make_bridge
+
+    @classmethod
+    def wrap(cls, model: Any, *, name: str | None = None) -> "HookedModel":
+        """Use a `TransformerBridge`, or a `HookedTransformer` of transformer-lens 3.9, that you already hold.
+
+        Every analysis works on it. Attention inputs are read through its hook points, at that library's speed and
+        memory.
+
+        Raises:
+            UnsupportedModelError: If `model` has no TransformerLens hook points, or an attention layer's queries, keys
+                and values cannot all be read.
+        """
+        if not all(hasattr(model, attribute) for attribute in ("hook_dict", "hooks", "blocks", "cfg")):
+            raise UnsupportedModelError(
+                "model must be a TransformerBridge or a HookedTransformer, got "
+                f"{type(model).__name__}; load_model takes names, folders and GGUF files"
+            )
+        _revive(model)
+        engine = HooksEngine(model)
+        context = cast("int | None", getattr(model.cfg, "n_ctx", None))
+        hf_model = getattr(model, "original_model", model)
+        return cls(
+            name=name or str(getattr(model.cfg, "model_name", type(model).__name__)),
+            engine=engine,
+            geometry=_measure(engine, hf_model, context),
+            tokenizer=getattr(model, "tokenizer", None),
+            make_bridge=lambda: model,
+            weights_note=None,
+            is_causal=getattr(model.cfg, "attention_dir", "causal") == "causal",
+        )
+
+    @classmethod
+    def from_transformers(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        name: str,
+        folder: Path,
+        revision: str | None = None,
+        weights_note: str | None = None,
+        is_causal: bool = True,
+        has_head: bool = True,
+    ) -> "HookedModel":
+        """Hold a transformers model, whose files lie in `folder`, as both a plain model and a bridge.
+
+        `model` is taken over: the bridge replaces its modules when it is built.
+
+        Raises:
+            UnsupportedModelError: If attention inputs cannot be read or the rotation is of an unknown kind.
+        """
+        from mi_massive.models.attention import tapped_copy
+
+        plain = PlainEngine(tapped_copy(model))
+        context = cast("int | None", getattr(model.config, "max_position_embeddings", None))
+        return cls(
+            name=name,
+            engine=plain,
+            geometry=_measure(plain, plain.model, context),
+            tokenizer=tokenizer,
+            make_bridge=lambda: _boot_bridge(model, tokenizer, folder),
+            revision=revision,
+            weights_note=weights_note,
+            is_causal=is_causal,
+            has_head=has_head,
+        )
+
+    @cached_property
+    def bridge(self) -> Any:
+        """The TransformerLens model in compatibility mode, with unprocessed weights; built at first use."""
+        bridge = self._make_bridge()
+        _revive(bridge)
+        return bridge
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The plain transformers model over the same weights.
+
+        Raises:
+            UnsupportedModelError: If the model was wrapped, so that only the TransformerLens model exists.
+        """
+        if not isinstance(self._engine, PlainEngine):
+            raise UnsupportedModelError(
+                "a plain transformers model must exist, got a wrapped TransformerLens model; use load_model"
+            )
+        return self._engine.model
+
+    @cached_property
+    def sites(self) -> tuple[str, ...]:
+        """Hook points of q, k, v and their rotated forms that fire, such as `blocks.9.attn.hook_rot_q`."""
+        listed = attention_site_names(self.bridge)
+        fired = fired_sites(self.bridge, listed, lambda: self.bridge(self._probe_ids(), return_type=None))
+        return tuple(name for name in listed if name in fired)
+
+    @property
+    def kernel(self) -> str:
+        """Attention implementation that captures run, such as `sdpa`."""
+        return self._engine.kernel
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be."""
+        return next(iter(self._parameters())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(iter(self._parameters())).dtype
+
+    def attention_inputs(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        visit: Visitor,
+        *,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> None:
+        """Run prompts once and show `visit` each layer's query, key and value as they enter the attention.
+
+        Queries and keys are normed and rotated where the model does so; tensors are `[batch, head, pos, d_head]`.
+        What `visit` returns replaces them (loaded models only); returning None observes.
+
+        Args:
+            input_ids: Token ids, padded on the right.
+            visit: Called once a layer, in model order.
+            attention_mask: 1 at real tokens. A causal model with padding on the right needs none.
+        """
+        self._engine.attention_inputs(input_ids, attention_mask, visit)
+
+    def run_with_hooks(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        *,
+        fwd_hooks: Sequence[tuple[str, HookFunction]],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Run the TransformerLens model with hooks and return its logits.
+
+        Args:
+            input_ids: Token ids.
+            fwd_hooks: `(hook point, function)`; the function gets the activation `[batch, pos, head, d_head]` and the
+                hook point, and returns a replacement or None.
+            attention_mask: 1 at real tokens.
+
+        Raises:
+            ValueError: If a name is an attention site of this package that does not fire on this model.
+            RuntimeError: If a hook did not fire.
+            UnsupportedModelError: If the checkpoint has no language-modelling head.
+        """
+        if not self.has_head:
+            raise UnsupportedModelError(
+                f"the checkpoint of {self.name} must have a language-modelling head to give logits, got none; "
+                "use attention_inputs or capture_norms"
+            )
+        listed = set(attention_site_names(self.bridge))
+        for name, _ in fwd_hooks:
+            if name not in self.bridge.hook_dict or (name in listed and name not in self.sites):
+                raise ValueError(
+                    f"fwd_hooks must name hook points that fire on {self.name}, got {name!r}; see `model.sites`"
+                )
+        fired = dict.fromkeys((name for name, _ in fwd_hooks), 0)
+
+        def counted(name: str, function: HookFunction) -> HookFunction:
+            def call(activation: Tensor, hook: Any) -> Any:
+                fired[name] += 1
+                return function(activation, hook=hook)
+
+            return call
+
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        with torch.no_grad():
+            logits = self.bridge.run_with_hooks(
+                input_ids,
+                return_type="logits",
+                attention_mask=mask,
+                fwd_hooks=[(name, counted(name, function)) for name, function in fwd_hooks],
+            )
+        silent = [name for name, count in fired.items() if count == 0]
+        if silent:
+            raise RuntimeError(f"every hook must fire, got none at {', '.join(silent)}")
+        return logits
+
+    def _probe_ids(self) -> Int[Tensor, "batch pos"]:
+        return torch.ones(1, 4, dtype=torch.long, device=self.device)
+
+    def _parameters(self) -> Any:
+        return cast(Any, self._engine).model.parameters()
+
+
+def _measure(engine: Engine, model: Any, context: int | None) -> ModelGeometry:
+    original = getattr(getattr(model, "config", None), "original_max_position_embeddings", None)
+    positions = probe_positions(min(n for n in (context, original, 1 << 20) if n))
+    return measure_geometry(
+        engine.constant_states(positions),
+        positions,
+        frequencies=candidate_frequencies(model),
+        training_context=context,
+    )
+
+
+def _boot_bridge(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = cast(Any, TransformerBridge).boot_transformers(
+        str(folder), hf_model=model, tokenizer=tokenizer, device=model.device, dtype=model.dtype
+    )
+    bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    return bridge
+
+
+def _revive(bridge: Any) -> None:
+    """Make dead rotary hook points fire where the architecture lets it."""
+    if not hasattr(bridge, "original_model"):
+        return  # a HookedTransformer computes attention itself: its hook points all fire
+    device = next(iter(bridge.parameters())).device
+    ids = torch.ones(1, 4, dtype=torch.long, device=device)
+    listed = [name for name in attention_site_names(bridge) if "hook_rot" in name]
+    fired = fired_sites(bridge, listed, lambda: bridge(ids, return_type=None))
+    revive_rotary_hooks(bridge, [name for name in listed if name not in fired])

@@ -1,0 +1,197 @@
+"""Two ways to read attention inputs out of a running model, behind one protocol.
+
+`PlainEngine` taps a plain transformers model (no attention pattern is materialized). `HooksEngine` reads the hook points
+of a TransformerLens model that the user already holds, a bridge or a `HookedTransformer`, at that library's speed.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mi_massive.models.attention import (
+    AttentionInputs,
+    Visitor,
+    attention_kernel,
+    attention_modules,
+    visiting,
+)
+from mi_massive.models.geometry import ConstantStates
+from mi_massive.models.sites import Hook, attention_site_names, fired_sites, site_name
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs a model on token ids and shows its attention inputs."""
+
+    @property
+    def kernel(self) -> str:
+        """Attention implementation that runs."""
+        ...
+
+    def attention_inputs(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None,
+        visit: Visitor,
+    ) -> None:
+        """Run the prompt once and show each layer's attention inputs; padding, if any, is on the right."""
+        ...
+
+    def constant_states(self, positions: Int[Tensor, "pos"]) -> list[ConstantStates]:
+        """Queries and keys of each layer when its own input is the same at every position."""
+        ...
+
+
+class PlainEngine:
+    """A tapped copy of a transformers model, from `tapped_copy`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        # Logits over the vocabulary are no part of attention: run the body alone.
+        self._body = cast(nn.Module, model.base_model)
+
+    @property
+    def kernel(self) -> str:
+        """Attention implementation that runs."""
+        return attention_kernel(self.model)
+
+    @torch.no_grad()
+    def attention_inputs(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None,
+        visit: Visitor,
+    ) -> None:
+        """Run the prompt once and show each layer's attention inputs."""
+        with visiting(visit):
+            self._run(input_ids, attention_mask=attention_mask)
+
+    @torch.no_grad()
+    def constant_states(self, positions: Int[Tensor, "pos"]) -> list[ConstantStates]:
+        """Queries and keys of each layer when its own input is the same at every position."""
+        states: list[ConstantStates] = []
+        ids = torch.ones_like(positions)[None].to(self.model.device)
+        places = positions[None].to(self.model.device)
+        removers = [
+            module.register_forward_pre_hook(_hold_first, with_kwargs=True)
+            for module in attention_modules(lambda: self._run(ids, position_ids=places))
+        ]
+        try:
+            with visiting(lambda seen: states.append(_constant_states(seen))):
+                self._run(ids, position_ids=places)
+        finally:
+            for remover in removers:
+                remover.remove()
+        return states
+
+    def _run(self, input_ids: Tensor, **inputs: Tensor | None) -> None:
+        given = {name: value for name, value in inputs.items() if value is not None}
+        self._body(input_ids=input_ids, **self._without_cache(), **given)
+
+    def _without_cache(self) -> dict[str, bool]:
+        return {} if getattr(self.model.config, "use_cache", None) is None else {"use_cache": False}
+
+
+class HooksEngine:
+    """A TransformerLens model that the user holds: a TransformerBridge or a HookedTransformer."""
+
+    kernel = "transformer_lens"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._sites = self._live_sites()
+
+    @torch.no_grad()
+    def attention_inputs(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None,
+        visit: Visitor,
+    ) -> None:
+        """Run the prompt once and show each layer's attention inputs."""
+        pending: dict[int, dict[str, Tensor]] = {}
+
+        def read(block: int, role: str) -> Callable[..., None]:
+            def note(activation: Tensor, hook: Any) -> None:
+                states = pending.setdefault(block, {})
+                states[role] = activation.transpose(1, 2)
+                if len(states) == 3:
+                    visit(AttentionInputs(block, **pending.pop(block)))
+
+            return note
+
+        hooks = [
+            (name, read(block, role))
+            for block, names in self._sites.items()
+            for role, name in names.items()
+        ]
+        with self.model.hooks(fwd_hooks=hooks):
+            self._run(input_ids, attention_mask)
+
+    @torch.no_grad()
+    def constant_states(self, positions: Int[Tensor, "pos"]) -> list[ConstantStates]:
+        """Queries and keys of each layer when its projections are the same at every position."""
+
+        def hold(activation: Tensor, hook: Any) -> Tensor:
+            return activation[:, :1].expand_as(activation).clone()
+
+        states: list[ConstantStates] = []
+        raw: list[Hook] = ["hook_q", "hook_k"]
+        n_positions = int(positions[-1]) + 1
+        held = [(site_name(block, hook), hold) for block in self._sites for hook in raw]
+        with self.model.hooks(fwd_hooks=held):
+            ids = torch.ones(1, n_positions, dtype=torch.long, device=self._device())
+            self.attention_inputs(ids, None, lambda seen: states.append(_constant_states(seen)))
+        return [
+            ConstantStates(s.block, s.query[:, positions], s.key[:, positions]) for s in states
+        ]
+
+    def live_names(self) -> list[str]:
+        """Names of the q, k, v and rotary hook points that fire."""
+        return self._live
+
+    def _live_sites(self) -> dict[int, dict[str, str]]:
+        """Hook points of each block that carry the attention's inputs: rotary ones where they fire."""
+        listed = attention_site_names(self.model)
+        ids = torch.ones(1, 4, dtype=torch.long, device=self._device())
+        fired = fired_sites(self.model, listed, lambda: self._run(ids, None))
+        self._live = [name for name in listed if name in fired]
+        sites: dict[int, dict[str, str]] = {}
+        for block in range(len(self.model.blocks)):
+            names = {
+                role: next((n for hook in hooks if (n := site_name(block, hook)) in fired), None)
+                for role, hooks in _ROLES.items()
+            }
+            if all(names.values()):
+                sites[block] = cast(dict[str, str], names)
+        return sites
+
+    def _run(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        self.model(input_ids, return_type=None, attention_mask=mask)
+
+    def _device(self) -> torch.device:
+        return next(iter(self.model.parameters())).device
+
+
+_ROLES: dict[str, tuple[Hook, ...]] = {
+    "query": ("hook_rot_q", "hook_q"),
+    "key": ("hook_rot_k", "hook_k"),
+    "value": ("hook_v",),
+}
+
+
+def _hold_first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Forward pre-hook: give an attention module its first position's input at every position."""
+    if args:
+        return (args[0][:, :1].expand_as(args[0]).clone(), *args[1:]), kwargs
+    states = kwargs["hidden_states"]
+    return args, {**kwargs, "hidden_states": states[:, :1].expand_as(states).clone()}
+
+
+def _constant_states(seen: AttentionInputs) -> ConstantStates:
+    return ConstantStates(seen.block, seen.query[0].float(), seen.key[0].float())

@@ -1,0 +1,144 @@
+"""A model's rotary geometry, measured on its own computation.
+
+Configurations and library attributes state frequencies, layouts and rotated widths wrongly often enough that none is
+believed here. Each attention layer is fed the same hidden state at every position, so that its queries and keys differ
+between positions by the rotation alone; the frequencies are read from the model's own buffers and accepted only where
+they, with one of the two layouts, turn position 0 into every other position. A layer whose queries and keys do not
+differ does not rotate.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mi_massive.axes import Layout
+from mi_massive.models.errors import UnsupportedModelError
+from mi_massive.rope import LayerGeometry, ModelGeometry, RotaryGeometry, rotate
+
+_LAYOUTS: Final[tuple[Layout, ...]] = ("half_split", "interleaved")
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantStates:
+    """One layer's queries and keys when its input is the same at every position."""
+
+    block: int
+    query: Float[Tensor, "head pos d_head"]
+    key: Float[Tensor, "kv_head pos d_head"]
+
+
+def probe_positions(context: int | None) -> Int[Tensor, "pos"]:
+    """Positions that tell fast from slow rotations: 0, 1, 2 and then in powers of four within the context."""
+    last = min(context or 512, 2048) - 1  # float32 angles lose precision beyond
+    spread = [0, 1, 2] + [4**i for i in range(1, 12)]
+    return torch.tensor([position for position in spread if position < last] + [last])
+
+
+def measure_geometry(
+    states: Sequence[ConstantStates],
+    positions: Int[Tensor, "pos"],
+    *,
+    frequencies: Sequence[Float[Tensor, "pair"]],
+    training_context: int | None,
+) -> ModelGeometry:
+    """Find each layer's rotation among candidate frequencies by what it does to constant states.
+
+    Args:
+        states: Queries and keys of each attention layer, in model order, at `positions`; the first is position 0.
+        positions: Token positions of the states.
+        frequencies: Candidates from `candidate_frequencies`, in rad per token.
+        training_context: Positions that the model was trained on, in tokens.
+
+    Raises:
+        UnsupportedModelError: If a layer changes its queries with position in a way that no candidate explains, or
+            layers differ in heads.
+    """
+    layers = tuple(_layer_geometry(state, positions, frequencies) for state in states)
+    shapes = {(layer.n_heads, layer.n_key_value_heads, layer.d_head) for layer in layers}
+    if len(shapes) != 1:
+        raise UnsupportedModelError(
+            f"a model must have the same heads in every attention layer, got (heads, key-value heads, d_head) = "
+            f"{sorted(shapes)}; capture its layers as separate models"
+        )
+    return ModelGeometry(layers=layers, training_context=training_context)
+
+
+def candidate_frequencies(model: nn.Module) -> list[Float[Tensor, "pair"]]:
+    """Rotary frequencies found in a model's buffers, without duplicates, as float64 on the CPU.
+
+    Reads `inv_freq` buffers of rotary modules (one per layer type in some models), tables of sines and cosines by
+    position (`embed_positions` of GPT-J), and the `rotary_sin`, `rotary_cos` tables of a `HookedTransformer`.
+    """
+    found: list[Tensor] = []
+    for frequencies in _stated_frequencies(dict(model.named_buffers())):
+        candidate = frequencies.detach().double().cpu()
+        if not any(torch.equal(candidate, known) for known in found):
+            found.append(candidate)
+    return found
+
+
+def _stated_frequencies(buffers: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    for name, buffer in buffers.items():
+        path, _, kind = name.rpartition(".")
+        if kind.endswith("inv_freq") and "original" not in kind:
+            yield buffer
+        elif kind == "embed_positions":
+            sin, cos = buffer[1].double().chunk(2)
+            yield torch.atan2(sin, cos)
+        elif kind == "rotary_sin":
+            angles = torch.atan2(buffer[1].double(), buffers[f"{path}.rotary_cos"][1].double())
+            yield angles[: angles.numel() // 2]
+            yield angles[::2]
+
+
+def _layer_geometry(
+    state: ConstantStates, positions: Int[Tensor, "pos"], frequencies: Sequence[Float[Tensor, "pair"]]
+) -> LayerGeometry:
+    d_head = state.query.shape[-1]
+    rotary = None
+    if _residual(state, positions, None) > _tolerance(state):
+        candidates = [
+            RotaryGeometry(inv_freq=inv_freq, layout=layout, d_head=d_head)
+            for inv_freq in frequencies
+            if 2 * inv_freq.numel() <= d_head
+            for layout in _LAYOUTS
+        ]
+        residuals = [_residual(state, positions, candidate) for candidate in candidates]
+        best = min(range(len(candidates)), key=residuals.__getitem__, default=None)
+        if best is None or residuals[best] > _tolerance(state):
+            raise UnsupportedModelError(
+                f"block {state.block} must rotate its queries and keys in half-split or interleaved pairs at the "
+                f"frequencies of the model's own buffers, got {len(frequencies)} sets of frequencies of which the best "
+                f"leaves a relative error of {min(residuals, default=math.nan):.2g}; its rotary geometry is needed"
+            )
+        rotary = candidates[best]
+    return LayerGeometry(
+        block=state.block,
+        n_heads=state.query.shape[0],
+        n_key_value_heads=state.key.shape[0],
+        d_head=d_head,
+        rotary=rotary,
+    )
+
+
+def _residual(
+    state: ConstantStates, positions: Int[Tensor, "pos"], rotary: RotaryGeometry | None
+) -> float:
+    """Relative error of turning position 0 into the other positions, the larger of query and key."""
+    errors: list[float] = []
+    for measured in (state.query.double().cpu(), state.key.double().cpu()):
+        predicted = measured[:, :1].expand_as(measured)
+        if rotary is not None:
+            predicted = rotate(predicted, positions[None], rotary)
+        errors.append(float((measured - predicted).norm() / measured.norm()))
+    return max(errors)
+
+
+def _tolerance(state: ConstantStates) -> float:
+    """Rounding of the model's dtype, with room for angles that grow with the position."""
+    return max(2e-4, 4 * torch.finfo(state.query.dtype).eps)

@@ -1,0 +1,84 @@
+"""Names of the hook points, and the bridge's dead rotary ones brought to life.
+
+Names are TransformerLens' own: `blocks.{block}.attn.{hook}` with hook_q, hook_k, hook_v before rotation (and before
+QK-norm) and hook_rot_q, hook_rot_k after it. Activations are `[batch, pos, head, d_head]`, over key-value heads for
+k and v. On some architectures the bridge lists rotary hook points that never fire; `revive_rotary_hooks` makes them
+fire where the rotated tensors can be reached before, or in, the key-value cache.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Hook = Literal["hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k"]
+HOOKS: Final[tuple[Hook, ...]] = get_args(Hook)
+
+HookFunction = Callable[..., Any]
+"""`function(activation, hook) -> Tensor | None`, as TransformerLens calls it: None leaves the activation as it is."""
+
+_NAME: Final = re.compile(r"blocks\.(\d+)\.attn\.(\w+)")
+
+
+def site_name(block: int, hook: Hook) -> str:
+    """Full name of a hook point, such as `blocks.9.attn.hook_rot_q`."""
+    return f"blocks.{block}.attn.{hook}"
+
+
+def attention_site_names(model: Any) -> list[str]:
+    """Names of the q, k, v and rotary hook points that a TransformerLens model lists, firing or not."""
+    found = ((name, _NAME.fullmatch(name)) for name in model.hook_dict)
+    return [name for name, match in found if match and match.group(2) in HOOKS]
+
+
+def fired_sites(model: Any, names: Iterable[str], run: Callable[[], object]) -> set[str]:
+    """Names of the hook points that fire while `run` runs `model`."""
+    fired: set[str] = set()
+
+    def note(activation: Tensor, hook: Any) -> None:
+        fired.add(hook.name)
+
+    with model.hooks(fwd_hooks=[(name, note) for name in names]):
+        run()
+    return fired
+
+
+def revive_rotary_hooks(bridge: Any, dead: Iterable[str]) -> None:
+    """Make listed rotary hook points of a TransformerBridge fire, where the architecture lets it.
+
+    Two kinds of attention are served: those that rotate in a method of the bridge (GPT-NeoX, Phi-3: the hooks run on
+    its output, before the cache) and those that call the model's own `_attn(query, key, value)` (GPT-J, CodeGen: the
+    key there is the cache's storage, and an edit is written into it). Others stay dead, and are not offered.
+    """
+    for block in sorted({int(match.group(1)) for name in dead if (match := _NAME.fullmatch(name))}):
+        attention = bridge.blocks[block].attn
+        if hasattr(attention, "_apply_rotary_pos_emb"):
+            _hook_rotation(attention)
+        elif callable(getattr(attention.original_component, "_attn", None)):
+            _hook_attn_method(attention)
+
+
+def _hook_rotation(attention: Any) -> None:
+    inner = attention._apply_rotary_pos_emb
+
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = inner(q, k, cos, sin)
+        return attention.hook_rot_q(q), attention.hook_rot_k(k)
+
+    attention._apply_rotary_pos_emb = rotate
+
+
+def _hook_attn_method(attention: Any) -> None:
+    inner = attention.original_component._attn
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+        query = attention.hook_rot_q(query)
+        new = key[:, :, key.shape[2] - query.shape[2] :]
+        edited = attention.hook_rot_k(new)
+        if edited is not new and not torch.equal(edited, new):
+            new.copy_(edited)  # in place: the cache holds this storage, and so keeps the edit
+        return inner(query, key, value, *args, **kw)
+
+    attention.original_component._attn = attend

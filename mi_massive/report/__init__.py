@@ -1,0 +1,72 @@
+"""Results -> a folder with one offline HTML page, a summary for machines, and Parquet tables.
+
+Reads results only: no model is run and no statistic computed here. Takes a few seconds.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from mi_massive.report.folder import PAGE, SUMMARY, require_replaceable, write_folder
+from mi_massive.report.page import render_page
+from mi_massive.report.results import ReportResults
+from mi_massive.report.summary import summary
+
+__all__ = ["MAX_PAGE_BYTES", "ReportResults", "build_report"]
+
+MAX_PAGE_BYTES: Final = 15_000_000
+"""Largest page that is still pleasant to open and to send."""
+
+
+def build_report(results: ReportResults, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the report as the folder `path`: `report.html`, `summary.json` and Parquet tables.
+
+    The folder is filled elsewhere and then swapped in: an interrupt leaves the old report, never a
+    mixture. An earlier report on the same model is replaced whole.
+
+    Args:
+        results: What to show.
+        path: The report's folder; made with its parents if it is missing.
+        overwrite: Replace a report on another model too, and write into a folder that holds other
+            files; those are kept.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        FileExistsError: If `path` is a file, or holds another model's report or other files and
+            `overwrite` is False.
+        ValueError: If the page is larger than `MAX_PAGE_BYTES` or a token view is too large.
+    """
+    folder = Path(path).resolve()
+    require_replaceable(folder, model=results.provenance.model, overwrite=overwrite)
+    page = render_page(results).encode("utf-8")
+    if len(page) > MAX_PAGE_BYTES:
+        raise ValueError(
+            f"results must give a page of at most {MAX_PAGE_BYTES:,} bytes, got {len(page):,}; "
+            "show fewer heads or a shorter prompt in patterns"
+        )
+    document = json.dumps(summary(results.scoreboard), indent=1, allow_nan=False) + "\n"
+
+    def fill(target: Path) -> None:
+        (target / PAGE).write_bytes(page)
+        (target / SUMMARY).write_text(document, encoding="utf-8")
+        for name, frame in _frames(results).items():
+            frame.to_parquet(target / f"{name}.parquet", index=False)
+
+    write_folder(folder, fill)
+    return folder / PAGE
+
+
+def _frames(results: ReportResults) -> Mapping[str, Any]:
+    """One table a result, under the analysis' word."""
+    shown = {
+        "scoreboard": results.scoreboard,
+        "concentration": results.concentration,
+        "control": results.control,
+        "bands": results.bands,
+        "symmetry": results.symmetry,
+        "patterns": results.patterns,
+    }
+    return {name: result.to_frame() for name, result in shown.items() if result is not None}

@@ -1,0 +1,132 @@
+/* Draws the page's figures when they come near the window, in the reader's colours and width. */
+(function () {
+  "use strict";
+  var dark = matchMedia("(prefers-color-scheme: dark)");
+  var narrow = matchMedia("(max-width: 760px)");
+  var palette = JSON.parse(document.getElementById("palette").textContent);
+  var instant = { mode: "immediate", frame: { duration: 0, redraw: true }, transition: { duration: 0 } };
+  var config = {
+    responsive: true,
+    displaylogo: false,
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    toImageButtonOptions: { format: "svg" },
+  };
+
+  function painted(text) {
+    if (!dark.matches) return text;
+    Object.keys(palette).forEach(function (color) {
+      text = text.split('"' + color + '"').join('"' + palette[color] + '"');
+    });
+    return text;
+  }
+
+  function axis(layout, letter, panel) {
+    return layout[letter + "axis" + (panel ? panel + 1 : "")];
+  }
+
+  function inLegend(trace) {
+    return trace.name && trace.showlegend !== false;
+  }
+
+  /* On a narrow page the panels of a row stand below each other. */
+  function stack(layout, legendEntries) {
+    var panels = layout.meta.panels;
+    var gap = panels > 1 ? 0.3 / panels : 0;
+    var each = (1 - gap * (panels - 1)) / panels;
+    for (var panel = 0; panel < panels; panel += 1) {
+      var top = 1 - panel * (each + gap);
+      axis(layout, "x", panel).domain = [0, 1];
+      axis(layout, "y", panel).domain = [Math.max(0, top - each), top];
+      axis(layout, "y", panel).title = axis(layout, "y", 0).title;
+      if (panel < panels - 1) delete axis(layout, "x", panel).title;
+    }
+    var bottom = 66 + 22 * legendEntries;
+    layout.margin = { l: 58, r: 8, t: 34, b: bottom, pad: 2 };
+    layout.height = bottom + 34 + panels * 235;
+    Object.assign(layout.legend, { orientation: "v", font: { size: 11 } });
+    layout.legend.y = -50 / (panels * 235);
+    if (layout.coloraxis) {
+      var bar = layout.coloraxis.colorbar;
+      bar.orientation = "h";
+      bar.title = { text: bar.title.text.replace("<br>", " "), side: "top", font: { size: 12 } };
+      bar.len = 1;
+      bar.x = 0.5;
+      bar.y = 1 + 34 / (panels * 235);
+      bar.yanchor = "bottom";
+      layout.margin.t += 62;
+      layout.height += 62;
+    }
+  }
+
+  function draw(figure) {
+    var box = figure.querySelector(".canvas");
+    var slider = figure.querySelector("input[type=range]");
+    var spec = JSON.parse(painted(figure.querySelector(".plot-data").textContent));
+    if (narrow.matches) stack(spec.layout, spec.data.filter(inLegend).length);
+    spec.config = config;
+    figure.dataset.drawn = "true";
+    return Plotly.newPlot(box, spec).then(function () {
+      return slider ? show(figure, slider) : null;
+    });
+  }
+
+  function show(figure, slider) {
+    var box = figure.querySelector(".canvas");
+    var name = JSON.parse(slider.dataset.layers)[slider.value];
+    slider.setAttribute("aria-valuetext", "layer " + name);
+    figure.querySelector("output").textContent = name;
+    if (!figure.dataset.drawn) return null;
+    return Plotly.animate(box, [name], instant).then(function () {
+      figure.dataset.layer = name;
+    });
+  }
+
+  function reach(node) {
+    if (node.matches(".plot")) return node.dataset.drawn || draw(node);
+    return miMassivePatterns.renderAll(node.parentNode);
+  }
+
+  var figures = Array.from(document.querySelectorAll(".plot"));
+  var lazy = figures.concat(Array.from(document.querySelectorAll(".mi-patterns")));
+  document.documentElement.classList.add("js");
+
+  figures.forEach(function (figure) {
+    var slider = figure.querySelector("input[type=range]");
+    if (!slider) return;
+    var frames = JSON.parse(figure.querySelector(".plot-data").textContent).frames;
+    slider.dataset.layers = JSON.stringify(
+      frames.map(function (frame) {
+        return frame.name;
+      })
+    );
+    slider.parentNode.hidden = false;
+    slider.addEventListener("input", function () {
+      show(figure, slider);
+    });
+  });
+
+  var watch = new IntersectionObserver(
+    function (entries) {
+      entries.forEach(function (entry) {
+        if (!entry.isIntersecting) return;
+        watch.unobserve(entry.target);
+        reach(entry.target);
+      });
+    },
+    { rootMargin: "500px 0px" }
+  );
+  lazy.forEach(function (node) {
+    watch.observe(node);
+  });
+
+  function redraw() {
+    figures.forEach(function (figure) {
+      if (figure.dataset.drawn) draw(figure);
+    });
+  }
+  dark.addEventListener("change", redraw);
+  narrow.addEventListener("change", redraw);
+  addEventListener("beforeprint", function () {
+    lazy.forEach(reach);
+  });
+})();

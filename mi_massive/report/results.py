@@ -1,0 +1,43 @@
+"""What a report is built from."""
+
+from dataclasses import dataclass
+
+from mi_massive.bands import BandsResult
+from mi_massive.claims import ScoreboardResult
+from mi_massive.concentration import ConcentrationResult
+from mi_massive.patterns import PatternsResult
+from mi_massive.records import Provenance
+from mi_massive.symmetry import SymmetryResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ReportResults:
+    """The results of one model, and of its control, that a report shows."""
+
+    scoreboard: ScoreboardResult
+    concentration: ConcentrationResult
+    bands: BandsResult | None
+    """None for a model without rotary position embeddings."""
+    symmetry: SymmetryResult | None
+    patterns: PatternsResult | None
+    control: ConcentrationResult | None
+    """Concentration of a model without rotary position embeddings."""
+    notes: tuple[str, ...]
+    """Sentences for the reader, such as why a part was left out. A note that opens with a section's
+    word and a colon ("bands: ...", also concentration, control, symmetry, patterns) stands in that
+    section, any other at the top of the page."""
+
+    def __post_init__(self) -> None:
+        own = (self.scoreboard, self.bands, self.symmetry, self.patterns)
+        model = self.provenance.model
+        for result in own:
+            if result is not None and result.provenance.model != model:
+                raise ValueError(
+                    f"results must be of one model, got {model!r} and "
+                    f"{result.provenance.model!r}; only control may be of another"
+                )
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the measurements of the model come from."""
+        return self.concentration.provenance

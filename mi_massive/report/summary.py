@@ -1,0 +1,43 @@
+"""The scoreboard and provenance for machines: `summary.json`."""
+
+import dataclasses
+import math
+from typing import Any
+
+from mi_massive.claims import Claim, ScoreboardResult
+
+
+def summary(scoreboard: ScoreboardResult) -> dict[str, Any]:
+    """Keys `model`, `claims` and `provenance`; an undefined or infinite number is None.
+
+    A claim has `id`, `statement`, `verdict`, `effect`, `interval` (low, high), `level`, `n`,
+    `n_of`, `test`, `p_value`, `null`, `quantity` and `reading`.
+    """
+    return {
+        "model": scoreboard.provenance.model,
+        "claims": [_claim(claim) for claim in scoreboard.claims],
+        "provenance": dataclasses.asdict(scoreboard.provenance),
+    }
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    estimate = claim.estimate
+    return {
+        "id": claim.id,
+        "statement": claim.statement,
+        "verdict": claim.verdict,
+        "effect": _finite(estimate.effect),
+        "interval": [_finite(estimate.low), _finite(estimate.high)],
+        "level": estimate.level,
+        "n": estimate.n,
+        "n_of": estimate.n_of,
+        "test": estimate.test,
+        "p_value": _finite(estimate.p_value),
+        "null": _finite(estimate.null),
+        "quantity": claim.quantity,
+        "reading": claim.reading,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

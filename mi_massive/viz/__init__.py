@@ -1,0 +1,24 @@
+"""Figures: `plot_*` turn results into Plotly figures, `view_patterns` into a CircuitsVis view.
+
+Reads results only: no model is run and no statistic computed here. What is undefined or outside a
+colour range is marked and counted, never clipped unseen.
+"""
+
+from mi_massive.viz.curve import plot_curve
+from mi_massive.viz.halves import plot_halves
+from mi_massive.viz.heads import plot_heads
+from mi_massive.viz.layers import plot_layers
+from mi_massive.viz.patterns import view_patterns
+from mi_massive.viz.save import find_browser, save_figure
+from mi_massive.viz.wavelengths import plot_wavelengths
+
+__all__ = [
+    "find_browser",
+    "plot_curve",
+    "plot_halves",
+    "plot_heads",
+    "plot_layers",
+    "plot_wavelengths",
+    "save_figure",
+    "view_patterns",
+]

@@ -1,0 +1,119 @@
+"""Slow plain definitions that the tests compare the package with. One heading an idea."""
+
+import cmath
+import math
+from pathlib import Path
+
+import pytest
+from builders import build_geometry, build_norms
+from safetensors.torch import load_file
+
+from mi_massive.norms import AttentionNorms
+
+# --- bands and symmetry: plain loops over single heads ---------------------------------------
+
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "reference"
+
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(),
+    reason="the authors' Llama-2 tensors are no part of the repository: ../shared/reference absent",
+)
+
+
+def golden_norms(n_tokens: int | None = None) -> AttentionNorms:
+    """Norms of Llama-2-7b-chat, 0-based layer 9, from the authors' rotated tensors."""
+    tensors = load_file(GOLDEN / "llama2_7b_chat_layer9.safetensors")
+    geometry = build_geometry(1, 32, 128, training_context=4096, blocks=(9,))
+    q, k, v = (tensors[name].float()[:, :n_tokens, None] for name in ("q", "k", "v"))
+    return build_norms(q, k, v, geometry=geometry)
+
+
+def turned(x: float, y: float, angle: float) -> tuple[float, float]:
+    """The plane vector (x, y) turned anticlockwise, by complex multiplication."""
+    z = complex(x, y) * cmath.exp(1j * angle)
+    return z.real, z.imag
+
+
+def members(pair: int, n_pairs: int, layout: str) -> tuple[int, int]:
+    return (pair, pair + n_pairs) if layout == "half_split" else (2 * pair, 2 * pair + 1)
+
+
+def energy_shares(norms: list[float], n_pairs: int, layout: str) -> list[float]:
+    """Share of each pair in the energy of the rotating dimensions of one head."""
+    energy = []
+    for pair in range(n_pairs):
+        first, second = members(pair, n_pairs, layout)
+        energy.append(norms[first] ** 2 + norms[second] ** 2)
+    return [e / sum(energy) if sum(energy) else math.nan for e in energy]
+
+
+def low_half(shares: list[float]) -> float:
+    """Sum over the slower half of the pairs; a middle pair counts half."""
+    n = len(shares)
+    if n % 2:
+        return sum(shares[n // 2 + 1 :]) + shares[n // 2] / 2
+    return sum(shares[n // 2 :])
+
+
+def ranks(values: list[float]) -> list[float]:
+    """Ranks from 1; equal values share the mean of their ranks."""
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
+        for value in values
+    ]
+
+
+def spearman(first: list[float], second: list[float]) -> float:
+    a, b = ranks(first), ranks(second)
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    product = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+    size = math.sqrt(sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b))
+    return product / size if size else math.nan
+
+
+def clusters(massive: list[int], max_gap: int) -> list[list[int]]:
+    """Massive dimensions in groups: a step of more than `max_gap` begins a new one."""
+    found: list[list[int]] = []
+    for dim in sorted(massive):
+        if found and dim - found[-1][-1] <= max_gap:
+            found[-1].append(dim)
+        else:
+            found.append([dim])
+    return found
+
+
+def two_mirror_clusters(massive: list[int], n_pairs: int, max_gap: int) -> bool:
+    """Exactly two clusters; in half_split, partners of the one's span meet the other's span."""
+    found = clusters(massive, max_gap)
+    if len(found) != 2:
+        return False
+    one, two = (set(range(group[0], group[-1] + 1)) for group in found)
+    partners = {d + n_pairs for d in one if d < n_pairs}
+    partners |= {d - n_pairs for d in one if n_pairs <= d < 2 * n_pairs}
+    return bool(partners & two)
+
+
+def phase_offset(
+    q: list[list[float]], k: list[list[float]], inv_freq: list[float], layout: str
+) -> tuple[float, int]:
+    """phase(q) - phase(k) of one head in rad and the pair it is read in, from rotated activations.
+
+    q and k hold one row of d_head activations a token, from position 0; the first token counts for
+    the choice of the pair and not for the phase.
+    """
+    products = []
+    for pair in range(len(inv_freq)):
+        dims = members(pair, len(inv_freq), layout)
+        energies = [sum(row[d] ** 2 for row in rows for d in dims) for rows in (q, k)]
+        products.append(energies[0] * energies[1])
+    pair = products.index(max(products))
+    first, second = members(pair, len(inv_freq), layout)
+    sums = []
+    for rows in (q, k):
+        units = []
+        for position, row in enumerate(rows):
+            z = complex(row[first], row[second]) * cmath.exp(-1j * position * inv_freq[pair])
+            units.append(z / abs(z))
+        sums.append(sum(units[1:]))
+    return cmath.phase(sums[0] / sums[1]), pair

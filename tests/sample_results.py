@@ -1,0 +1,279 @@
+"""Plausible synthetic results of every type, for the tests of figures and report only; no model is behind them.
+
+Shapes are SmolLM2-135M's: 30 layers, 9 query heads, 3 key-value heads, 64 dimensions a head, theta 1e5.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mi_massive.bands import BandsConfig, BandsResult, ProjectionBands
+from mi_massive.claims import Claim, ScoreboardResult
+from mi_massive.concentration import (
+    ConcentrationConfig,
+    ConcentrationResult,
+    ProjectionConcentration,
+)
+from mi_massive.patterns import HeadView, PatternsResult
+from mi_massive.records import Provenance
+from mi_massive.stats import Estimate
+from mi_massive.symmetry import ProjectionSymmetry, SymmetryConfig, SymmetryResult
+
+N_LAYERS, N_HEADS, N_KV_HEADS, D_HEAD, N_PAIRS = 30, 9, 3, 64, 32
+TRAINING_CONTEXT = 8192
+WAVELENGTHS = 2 * math.pi * 1e5 ** (torch.arange(N_PAIRS).double() * 2 / D_HEAD)
+
+TOKENS = (
+    "<|im_start|>", "The", " city", " of", " Lyon", " lies", " where", " two", " rivers", " meet",
+    ",", " and", " its", " markets", " have", " sold", " silk", " for", " four", " hundred",
+    " years", ".", "\n", "Most", " of", " its", " bridges", " were", " rebuilt", " after",
+    " the", " war", ".",
+)  # fmt: skip
+
+
+def provenance(model: str = "smollm2-135m-instruct") -> Provenance:
+    return Provenance(
+        model=model,
+        revision="b179c9523d0e",
+        weights_note="dequantized from GGUF Q4_1",
+        dtype="float32",
+        device="cpu",
+        attention_kernel="sdpa",
+        batch_size=8,
+        n_prompts=32,
+        prompts_digest="4f1c" * 16,
+        seed=0,
+        versions={"python": "3.11.2", "mi-massive": "0.1.0", "torch": "2.13.0"},
+        command="mi-massive report smollm2-135m-instruct --out report",
+    )
+
+
+def estimate(effect: float, width: float = 0.1, **changes: object) -> Estimate:
+    fields: dict = {
+        "effect": effect,
+        "low": effect - width,
+        "high": effect + width,
+        "n": 32,
+        "n_of": "prompts",
+        "test": "bootstrap over prompts (BCa); sign-flip permutation",
+        "p_value": 0.0004,
+        "null": 1.0,
+    }
+    return Estimate(**(fields | changes))
+
+
+def norms(n_layers: int, n_heads: int, *, peak: float, seed: int) -> Tensor:
+    """Log-normal norms with one peak in each half, at pairs that drift slowly from layer to layer."""
+    draw = torch.Generator().manual_seed(seed)
+    base = torch.randn(n_layers, n_heads, D_HEAD, generator=draw).mul(0.25).exp()
+    pair = torch.arange(D_HEAD) % N_PAIRS
+    shift = torch.randn(n_layers, n_heads, 1, generator=draw)
+    depth = torch.linspace(0.7, 1.3, n_layers)[:, None, None]
+    return base + peak * depth * torch.exp(-((pair - 26 - shift) ** 2) / 1.2)
+
+
+def projection_concentration(values: Tensor, *, ratio: float = 5.0) -> ProjectionConcentration:
+    largest, mean = values.amax(-1), values.mean(-1)
+    massive = values > ratio * mean[..., None]
+    energy = values.square() / values.square().sum(-1, keepdim=True)
+    curve = massive.sum(-1).float().mean(-1)
+    n_layers = values.shape[0]
+    return ProjectionConcentration(
+        norms=values,
+        massive=massive,
+        max_over_mean=largest / mean,
+        max_over_median=largest / values.median(-1).values,
+        kurtosis=((values - mean[..., None]) ** 4).mean(-1) / values.var(-1) ** 2 - 3,
+        gini=energy.std(-1),
+        top_share=energy.amax(-1),
+        prompt_max_over_mean=(largest / mean).mean().expand(32).clone(),
+        head_overlap=estimate(0.41, 0.05, null=0.03),
+        layer_agreement=estimate(0.37, 0.06, null=0.03),
+        layer_overlap=torch.full((n_layers,), 0.4),
+        layer_p_values=torch.full((n_layers,), 0.006),
+        curve=curve,
+        curve_low=(curve - 0.25).clamp_min(0),
+        curve_high=curve + 0.25,
+    )
+
+
+def concentration_result(
+    *,
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    model: str | None = None,
+) -> ConcentrationResult:
+    """Norms with planted peaks in q and k and none in v; pass tensors to plant something else."""
+    q = norms(N_LAYERS, N_HEADS, peak=9.0, seed=1) if q is None else q
+    k = norms(len(q), N_KV_HEADS, peak=7.0, seed=2) if k is None else k
+    v = norms(len(q), N_KV_HEADS, peak=0.0, seed=3) if v is None else v
+    return ConcentrationResult(
+        q=projection_concentration(q),
+        k=projection_concentration(k),
+        v=projection_concentration(v),
+        layers=tuple(range(len(q))),
+        rotating_layers=tuple(range(len(q))),
+        contrast_q=estimate(3.42, 0.11),
+        contrast_k=estimate(3.18, 0.14),
+        first_layer=0,
+        first_layer_excess=estimate(0.9, 0.2, null=0.0),
+        layer_tests=torch.full((len(q),), 0.0012),
+        config=ConcentrationConfig(),
+        provenance=provenance() if model is None else provenance(model),
+    )
+
+
+def concentration_with_nan() -> ConcentrationResult:
+    """One undefined head (L4H2 of q) and one undefined layer of the curve (k, layer 7)."""
+    q = norms(N_LAYERS, N_HEADS, peak=9.0, seed=1)
+    q[4, 2] = torch.nan
+    result = concentration_result(q=q)
+    result.k.curve[7] = torch.nan
+    return result
+
+
+def control_result() -> ConcentrationResult:
+    """Six layers of twelve heads without any peak."""
+    flat = [norms(6, 12, peak=0.0, seed=seed) for seed in (11, 12, 13)]
+    result = concentration_result(q=flat[0], k=flat[1], v=flat[2], model="all-minilm-l6-v2")
+    return ConcentrationResult(
+        **{name: getattr(result, name) for name in result.__slots__} | {"first_layer": None}
+    )
+
+
+def projection_bands(values: Tensor) -> ProjectionBands:
+    energy = values.square()
+    pairs = energy[..., :N_PAIRS] + energy[..., N_PAIRS:]
+    share = pairs / pairs.sum(-1, keepdim=True)
+    n_layers = len(values)
+    massive = share.mean(1)
+    return ProjectionBands(
+        energy_share=share,
+        massive_share=massive / massive.sum(-1, keepdim=True),
+        band_energy=share.mean(1).reshape(n_layers, 8, 4).sum(-1),
+        top_pair=share.argmax(-1).float(),
+        centre_of_mass=(share * WAVELENGTHS.log10()).sum(-1).float(),
+        low_half_share=estimate(float(share[..., N_PAIRS // 2 :].sum(-1).mean()), 0.02, null=0.5),
+        massive_low_half_share=estimate(0.97, 0.02, null=0.5, n=214, n_of="massive dimensions"),
+    )
+
+
+def bands_result() -> BandsResult:
+    result = concentration_result()
+    q, k, v = (projection_bands(part.norms) for part in (result.q, result.k, result.v))
+    return BandsResult(
+        q=q,
+        k=k,
+        v=v,
+        q_unrotated=q,
+        k_unrotated=k,
+        wavelengths=WAVELENGTHS.expand(N_LAYERS, -1).clone().float(),
+        layers=tuple(range(N_LAYERS)),
+        skipped_layers=(),
+        training_context=TRAINING_CONTEXT,
+        partial_cycle=estimate(0.88, 0.04, null=0.375, n=360, n_of="heads"),
+        q_k_same_pair=estimate(0.74, 0.05, null=0.03, n=270, n_of="heads"),
+        config=BandsConfig(),
+        provenance=provenance(),
+    )
+
+
+def projection_symmetry(n_heads: int, *, agreement: float, seed: int) -> ProjectionSymmetry:
+    draw = torch.Generator().manual_seed(seed)
+    shape = (N_LAYERS, n_heads)
+    clusters = torch.randint(0, 4, shape, generator=draw)
+    mirrored = torch.where(clusters == 0, torch.nan, (clusters == 2).float())
+    return ProjectionSymmetry(
+        partner_correlation=(agreement + 0.1 * torch.randn(shape, generator=draw)).clamp(-1, 1),
+        partner_agreement=estimate(agreement, 0.03, null=0.0, n=N_LAYERS * n_heads, n_of="heads"),
+        smooth_null_agreement=estimate(
+            agreement, 0.03, null=0.11, n=N_LAYERS * n_heads, n_of="heads"
+        ),
+        layer_correlation=(agreement + 0.1 * torch.randn(N_LAYERS, generator=draw)).clamp(-1, 1),
+        layer_agreement=estimate(agreement, 0.05, null=0.08, n=N_LAYERS, n_of="layers"),
+        massive_partner_share=estimate(0.61, 0.06, null=0.04, n=188, n_of="massive dimensions"),
+        n_clusters=clusters,
+        mirrored=mirrored,
+        separation=torch.where(mirrored == 1, 32.0, torch.nan),
+        two_mirror_share=estimate(0.33, 0.05, null=0.02, n=201, n_of="heads"),
+    )
+
+
+def symmetry_result() -> SymmetryResult:
+    draw = torch.Generator().manual_seed(5)
+    shape = (N_LAYERS, N_HEADS)
+    return SymmetryResult(
+        q=projection_symmetry(N_HEADS, agreement=0.58, seed=21),
+        k=projection_symmetry(N_KV_HEADS, agreement=0.52, seed=22),
+        v=projection_symmetry(N_KV_HEADS, agreement=0.02, seed=23),
+        q_unrotated=projection_symmetry(N_HEADS, agreement=0.31, seed=24),
+        k_unrotated=projection_symmetry(N_KV_HEADS, agreement=0.27, seed=25),
+        phase_offset=torch.randn(shape, generator=draw),
+        phase_offset_magnitude=estimate(113.0, 6.0, null=90.0, n=270, n_of="heads"),
+        q_resultant=torch.rand(shape, generator=draw),
+        k_resultant=torch.rand(shape, generator=draw),
+        layout="half_split",
+        layers=tuple(range(N_LAYERS)),
+        skipped_layers=(),
+        config=SymmetryConfig(),
+        provenance=provenance(),
+    )
+
+
+def patterns_result(tokens: tuple[str, ...] = TOKENS) -> PatternsResult:
+    """A constant offset on all tokens but the first, and patterns that look at the first token."""
+    draw = torch.Generator().manual_seed(7)
+    views = []
+    for block, head, projection, dimension, sign in (
+        (9, 3, "q", 57, 1), (9, 3, "k", 25, -1), (20, 6, "q", 26, 1), (20, 6, "k", 58, 1),
+    ):  # fmt: skip
+        activations = sign * 11.0 + torch.randn(len(tokens), generator=draw)
+        activations[0] = -0.4 * activations[0]
+        scores = torch.randn(len(tokens), len(tokens), generator=draw)
+        scores[:, 0] += 4
+        scores += torch.triu(torch.full_like(scores, -math.inf), 1)
+        views.append(
+            HeadView(
+                block=block,
+                head=head,
+                projection=projection,
+                dimension=dimension,
+                activations=activations,
+                pattern=scores.softmax(-1),
+            )
+        )
+    return PatternsResult(tokens=tokens, heads=tuple(views), provenance=provenance())
+
+
+def scoreboard_result(model: str = "smollm2-135m-instruct") -> ScoreboardResult:
+    nothing = estimate(math.nan, n=0, n_of="heads", p_value=math.nan, null=math.nan)
+    rows = (
+        ("C1", "Queries and keys have concentrated massive values; values have none.", "supported",
+         estimate(3.42, 0.11), "max/mean in q divided by that in v, geometric mean over prompts",
+         "The largest dimension of a query head stands 3.4 times as far above its head's mean as in values."),
+        ("C2", "The massive dimensions of different heads are close to each other.", "supported",
+         estimate(0.41, 0.05, null=0.03, n=30, n_of="layers"), "overlap of massive dimensions between heads",
+         "Heads of one layer share many more massive dimensions than shuffled heads would."),
+        ("C3", "Massive values are absent in models without RoPE.", "supported",
+         estimate(0.0, 0.0, null=math.nan, n=72, n_of="heads"), "massive dimensions per head in the control",
+         "The control holds none; it is an encoder, so this is one comparison and not a cause."),
+        ("C8a", "The massive dimensions lie in the slower half of the rotary frequencies.", "supported",
+         estimate(0.97, 0.02, null=0.5, n=214, n_of="massive dimensions"), "share in the slower half",
+         "Nearly all massive dimensions turn slowly."),
+        ("C8b", "Massive dimensions form two symmetric clusters, one in each half of the head.",
+         "not supported", estimate(0.33, 0.05, null=0.02, n=201, n_of="heads"),
+         "share of heads with exactly two mirror clusters",
+         "Two mirror clusters are commoner than by chance, but only one head in three has them."),
+        ("C8c", "RoPE causes the concentration.", "inconclusive", nothing, "not measured in this run",
+         "One trained model cannot decide a claim about training."),
+        ("C9", "The concentration is there from the first layer.", "supported",
+         estimate(0.0, 0.0, null=math.nan, n=30, n_of="layers"), "first layer with more in q and k than in v",
+         "It holds from layer 0."),
+    )  # fmt: skip
+    claims = tuple(
+        Claim(id=i, statement=s, verdict=v, estimate=e, quantity=q, reading=r)
+        for i, s, v, e, q, r in rows
+    )
+    return ScoreboardResult(claims=claims, provenance=provenance(model))
