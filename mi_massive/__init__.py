@@ -1,6 +1,148 @@
-"""Measure, break, patch, explain and re-test concentrated massive values in attention queries and keys."""
+"""Measure, break, patch, explain and re-test massive values in attention queries and keys.
+
+In models with rotary position embeddings (RoPE) a few dimensions of the queries and keys, the same
+ones in neighbouring heads, have norms many times their head's mean; values have none (Jin et al.,
+ICML 2025, arXiv:2502.01563).
+
+=============== =============================================================================
+models          load_model, HookedModel: hook points, attention inputs, measured rotary geometry
+prompts         texts and token ids
+capture         capture_norms -> AttentionNorms: the sums everything else is computed from
+concentration   massive dimensions and statistics without a threshold (C1, C2, C9)
+bands           where they lie on the frequency axis of RoPE (C8)
+symmetry        partners, mirror clusters and phases (C8)
+claims          scoreboard: verdicts with effect, interval, n and test
+patterns        attention patterns and massive activations on one prompt
+doctor          what can be trusted on a model
+study           run_study: all of it for one model
+report, viz     pages and figures from results
+records         provenance, saving and loading of results
+=============== =============================================================================
+
+Every function and dataclass of the package checks its types and shapes when called (beartype,
+jaxtyping).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import install_import_hook
 
-_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook("mi_massive", _CHECKER)
+install_import_hook(
+    "mi_massive", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+# Functions that share their module's name are bound here, over the module; the modules themselves
+# are pure and light.
+from mi_massive.bands import BandsConfig, BandsResult, bands  # noqa: E402
+from mi_massive.concentration import (  # noqa: E402
+    ConcentrationConfig,
+    ConcentrationResult,
+    concentration,
+    massive_mask,
+    top_k_mask,
+)
+from mi_massive.symmetry import SymmetryConfig, SymmetryResult, symmetry  # noqa: E402
+
+if TYPE_CHECKING:
+    from mi_massive.capture import capture_norms
+    from mi_massive.capture_patterns import capture_patterns
+    from mi_massive.claims import Claim, ScoreboardResult, scoreboard
+    from mi_massive.doctor import DoctorResult, diagnose
+    from mi_massive.models import HookedModel, UnsupportedModelError, load_model
+    from mi_massive.norms import AttentionNorms
+    from mi_massive.patterns import PatternsResult
+    from mi_massive.prompts import (
+        TokenizedPrompts,
+        default_passages,
+        read_prompts,
+        tokenize_prompts,
+    )
+    from mi_massive.records import Provenance, load_result, save_result
+    from mi_massive.report import ReportResults, build_report
+    from mi_massive.rope import LayerGeometry, ModelGeometry, RotaryGeometry
+    from mi_massive.stats import Estimate
+    from mi_massive.study import StudyConfig, run_study
+
+# Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library.
+_HOME = {
+    "AttentionNorms": "norms",
+    "Claim": "claims",
+    "DoctorResult": "doctor",
+    "Estimate": "stats",
+    "HookedModel": "models",
+    "LayerGeometry": "rope",
+    "ModelGeometry": "rope",
+    "PatternsResult": "patterns",
+    "Provenance": "records",
+    "ReportResults": "report",
+    "RotaryGeometry": "rope",
+    "ScoreboardResult": "claims",
+    "StudyConfig": "study",
+    "TokenizedPrompts": "prompts",
+    "UnsupportedModelError": "models",
+    "build_report": "report",
+    "capture_norms": "capture",
+    "capture_patterns": "capture_patterns",
+    "default_passages": "prompts",
+    "diagnose": "doctor",
+    "load_model": "models",
+    "load_result": "records",
+    "read_prompts": "prompts",
+    "run_study": "study",
+    "save_result": "records",
+    "scoreboard": "claims",
+    "tokenize_prompts": "prompts",
+}
+
+__all__ = [
+    "AttentionNorms",
+    "BandsConfig",
+    "BandsResult",
+    "Claim",
+    "ConcentrationConfig",
+    "ConcentrationResult",
+    "DoctorResult",
+    "Estimate",
+    "HookedModel",
+    "LayerGeometry",
+    "ModelGeometry",
+    "PatternsResult",
+    "Provenance",
+    "ReportResults",
+    "RotaryGeometry",
+    "ScoreboardResult",
+    "StudyConfig",
+    "SymmetryConfig",
+    "SymmetryResult",
+    "TokenizedPrompts",
+    "UnsupportedModelError",
+    "bands",
+    "build_report",
+    "capture_norms",
+    "capture_patterns",
+    "concentration",
+    "default_passages",
+    "diagnose",
+    "load_model",
+    "load_result",
+    "massive_mask",
+    "read_prompts",
+    "run_study",
+    "save_result",
+    "scoreboard",
+    "symmetry",
+    "tokenize_prompts",
+    "top_k_mask",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mi_massive' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mi_massive.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

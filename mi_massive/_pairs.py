@@ -105,14 +105,14 @@ def layer_share(
 
 
 def permuted_traces(
-    tables: Sequence[Float[np.ndarray, "row row"]], *, config: PairConfig
+    tables: Sequence[Float[np.ndarray, "_ _"]], *, config: PairConfig
 ) -> tuple[Float[np.ndarray, "draw"], float]:
     """Draws of `sum over layers of sum_p table[p, permuted(p)]`, and their expectation.
 
     The trace of a table is what is observed; each draw permutes the columns of each table anew.
 
     Args:
-        tables: One a layer: what row p would add if it met column p'.
+        tables: One a layer, square: what row p would add if it met column p'.
         config: Number of draws and their seed.
 
     Returns:
@@ -129,7 +129,7 @@ def permuted_traces(
 
 
 def shifted_sums(
-    tables: Sequence[Float[np.ndarray, "shift"]], *, config: PairConfig
+    tables: Sequence[Float[np.ndarray, "_"]], *, config: PairConfig
 ) -> tuple[Float[np.ndarray, "draw"], float]:
     """Draws of `sum over layers of table[shift]` with a random shift a layer, and their mean.
 

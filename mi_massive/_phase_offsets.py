@@ -1,5 +1,6 @@
 """Phase between queries and keys in the rotary pair that both use most."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,19 +74,51 @@ def median_magnitude(
     Returns:
         Interval over layers; two-sided p; null 90.
     """
+
+    def median(degrees: Any) -> Any:
+        return np.nanmedian(np.abs(degrees), axis=-1)
+
+    return _against_turned_keys(offsets, kv_heads, median, null=90.0, config=config)
+
+
+def lead_share(
+    offsets: Float[Tensor, "layer head"],
+    kv_heads: Int[Tensor, "layer head"],
+    *,
+    config: PairConfig,
+) -> Estimate:
+    """Share of heads in which q leads k (a positive offset), against keys turned at random.
+
+    Arguments and interval as in `median_magnitude`; two-sided p; null 0.5.
+    """
+
+    def share(degrees: Any) -> Any:
+        return np.nanmean(np.where(np.isnan(degrees), np.nan, degrees > 0), axis=-1)
+
+    return _against_turned_keys(offsets, kv_heads, share, null=0.5, config=config)
+
+
+def _against_turned_keys(
+    offsets: Float[Tensor, "layer head"],
+    kv_heads: Int[Tensor, "layer head"],
+    statistic: Callable[[Any], Any],
+    *,
+    null: float,
+    config: PairConfig,
+) -> Estimate:
+    """Estimate of `statistic`, which reduces the last axis of offsets in degrees (-180, 180]."""
     defined = ~torch.isnan(offsets).all(dim=-1)
     degrees = torch.rad2deg(offsets[defined].double()).numpy()
-    groups = kv_heads[defined].numpy()
     n_layers = len(degrees)
     batch = max(1, _BATCH_ELEMENTS // max(1, degrees.size))
 
-    def statistic(layers: Any, *, axis: int) -> Any:
-        sample = np.abs(degrees[layers.astype(np.int64)])
-        return np.nanmedian(sample.reshape(*layers.shape[:axis], -1), axis=-1)
+    def resampled(layers: Any, *, axis: int) -> Any:
+        sample = degrees[layers.astype(np.int64)]
+        return statistic(sample.reshape(*layers.shape[:axis], -1))
 
     interval = bootstrap_interval(
         np.arange(n_layers, dtype=np.float64),
-        statistic,
+        resampled,
         level=config.level,
         n_resamples=config.n_resamples,
         seed=config.seed,
@@ -95,8 +128,9 @@ def median_magnitude(
     if n_layers == 0:
         nan = np.nan
         return Estimate(effect=nan, low=nan, high=nan, n=0, n_of="layers", test=test)
-    effect = float(np.nanmedian(np.abs(degrees)))
-    draws = _turned_medians(degrees, groups, batch=batch, config=config)
+    effect = float(statistic(degrees.reshape(-1)))
+    turned = _turned(degrees, kv_heads[defined].numpy(), batch=batch, config=config)
+    draws = np.concatenate([statistic(part) for part in turned])
     return Estimate(
         effect=effect,
         low=float(interval.low),
@@ -106,23 +140,22 @@ def median_magnitude(
         n_of="layers",
         test=test,
         p_value=float(null_p_values(np.asarray(effect), draws, alternative="two-sided")),
-        null=90.0,
+        null=null,
     )
 
 
-def _turned_medians(
+def _turned(
     degrees: Float[np.ndarray, "layer head"],
     groups: Int[np.ndarray, "layer head"],
     *,
     batch: int,
     config: PairConfig,
-) -> Float[np.ndarray, "draw"]:
+) -> Iterator[Float[np.ndarray, "draw heads"]]:
+    """Offsets of all heads with each key-value head turned by a random angle, batch by batch."""
     rng = np.random.default_rng(config.seed)
     layers = np.arange(len(degrees))[:, None]
-    medians: list[Any] = []
     for begin in range(0, config.n_resamples, batch):
         n_draws = min(batch, config.n_resamples - begin)
         turns = rng.uniform(0, 360, size=(n_draws, len(degrees), int(groups.max()) + 1))
-        turned = np.remainder(degrees + turns[:, layers, groups], 360)
-        medians.append(np.nanmedian(np.minimum(turned, 360 - turned), axis=(1, 2)))
-    return np.concatenate(medians)
+        turned = 180 - np.remainder(180 - degrees - turns[:, layers, groups], 360)
+        yield turned.reshape(n_draws, -1)

@@ -1,7 +1,8 @@
 """Sums over tokens of one layer's states: the arithmetic of a capture.
 
-Weighted sums over positions are matrix products with a row of weights, which run at memory speed; positions are taken
-in chunks so that intermediate tensors stay small whatever the length of the prompt. Sums are float32.
+Weighted sums over positions are matrix products with a row of weights, which run at memory speed;
+positions are taken in chunks so that intermediate tensors stay small whatever the length of the
+prompt. Sums are float32.
 """
 
 from dataclasses import dataclass
@@ -27,9 +28,7 @@ class TokenWeights:
     skip_first: bool
 
 
-def sum_states(
-    states: Float[Tensor, "batch head pos d_head"], weights: TokenWeights
-) -> SiteSums:
+def sum_states(states: Float[Tensor, "batch head pos d_head"], weights: TokenWeights) -> SiteSums:
     """Sums of one layer's states; `prompt` is the batch axis and `layer` has length 1."""
     squares, total = _zeros(states), _zeros(states)
     for chunk in _chunks(states):
@@ -104,7 +103,7 @@ def _zeros(states: Tensor) -> Tensor:
 
 
 def _kept(part: Tensor, counted: Tensor) -> Tensor:
-    """`part` with tokens that do not count set to zero, so that a NaN in padding cannot enter a product."""
+    """`part` with tokens that do not count set to zero: a NaN there cannot enter a product."""
     if bool((counted == 1).all()):
         return part
     return torch.where(counted[:, None, :, None] == 1, part, torch.zeros((), device=part.device))

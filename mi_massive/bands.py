@@ -208,9 +208,9 @@ def _profile(
     sums = norms.sums(projection, stage)
     pooled = sums.pooled_norms()
     counts = _massive_counts(pooled, rotaries, config)
+    squares = sums.squares.double()
     energies = [
-        sums.squares[:, index].double()[..., rotary.pair_dims].sum(dim=-1)
-        for index, rotary in rotaries.items()
+        squares[:, index][..., rotary.pair_dims].sum(dim=-1) for index, rotary in rotaries.items()
     ]
     shares = [_shares(energy.sum(dim=0)) for energy in energies]
     bands = [_band_shares(share, config.n_bands).nanmean(dim=0) for share in shares]
@@ -218,7 +218,7 @@ def _profile(
         energy_share=_padded(shares).float(),
         massive_share=_padded([_shares(count.sum(dim=0)) for count in counts]).float(),
         band_energy=torch.stack(bands).float(),
-        top_pair=torch.stack([_top_pair(pooled[i], rotary) for i, rotary in rotaries.items()]),
+        top_pair=_top_pairs(pooled, rotaries),
         centre_of_mass=torch.stack(
             [
                 _centre(share, rotary)
@@ -254,12 +254,13 @@ def _band_shares(share: Float[Tensor, "head pair"], n_bands: int) -> Float[Tenso
     return torch.zeros(len(share), n_bands).double().index_add(1, band, share)
 
 
-def _top_pair(
-    pooled: Float[Tensor, "head d_head"], rotary: RotaryGeometry
-) -> Float[Tensor, "head"]:
-    largest, dimension = pooled.max(dim=-1)
-    pair = rotary.pair_of_dim[dimension]
-    return torch.where((pair >= 0) & (largest > 0), pair.float(), math.nan)
+def _top_pairs(
+    pooled: Float[Tensor, "_ head d_head"], rotaries: dict[int, RotaryGeometry]
+) -> Float[Tensor, "layer head"]:
+    largest, dimensions = pooled[list(rotaries)].max(dim=-1)
+    of_dims = [rotary.pair_of_dim for rotary in rotaries.values()]
+    pairs = torch.stack([of[dims] for of, dims in zip(of_dims, dimensions, strict=True)])
+    return torch.where((pairs >= 0) & (largest > 0), pairs.float(), math.nan)
 
 
 def _centre(share: Float[Tensor, "head pair"], rotary: RotaryGeometry) -> Float[Tensor, "head"]:

@@ -1,12 +1,13 @@
 """Run prompts through a model and keep the sums that norms are made of.
 
-Answers how large each head dimension of queries, keys and values is over the positions of real text, as they enter the
-attention and with the rotation undone. Costs little more than the forward pass of the model's body; no attention pattern
-is materialized, and memory beyond that pass does not grow with the number of tokens. Does not show single tokens, except
-the first.
+Answers how large each head dimension of queries, keys and values is over the positions of real
+text, as they enter the attention and with the rotation undone. Costs little more than the forward
+pass of the model's body; no attention pattern is materialized, and memory beyond that pass does
+not grow with the number of tokens. Does not show single tokens, except the first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -35,26 +36,29 @@ def capture_norms(
 
         norms[layer, head, d] = sqrt(sum over positions of X[position, head, d] ** 2)
 
-    Sums are float32 whatever the model's dtype. Prompts are batched by length and padded on the right; padding never
-    enters, and batch size and order of prompts change nothing but rounding.
+    Sums are float32 whatever the model's dtype. Prompts are batched by length and padded on the
+    right; padding never enters, and batch size and order of prompts change nothing but rounding.
 
     Args:
         model: From `load_model` or `HookedModel.wrap`.
         prompts: Texts, token ids, or what `tokenize_prompts` returns (for chat templates).
         batch_size: Prompts of a forward pass.
-        max_length: Truncate prompts to this many tokens; without it a prompt longer than the model's context is refused.
-        skip_first: Leave out each prompt's first token, where most models keep their attention sink.
+        max_length: Truncate prompts to this many tokens; without it a prompt longer than the
+            model's context is refused.
+        skip_first: Leave out each prompt's first token, where most models keep their attention
+            sink.
         on_progress: Called with the number of prompts finished since the last call.
 
     Returns:
         Pooled and per-prompt norms with the sums behind them, in the order of `prompts`.
 
     Raises:
-        ValueError: If there are no prompts, one is longer than the context, has no token left, or an activation is NaN
-            or infinite.
+        ValueError: If there are no prompts, one is longer than the context, has no token left, or
+            an activation is NaN or infinite.
 
     Source:
-        Jin et al. 2025, arXiv:2502.01563: our norm is their M. Differs: pooled over prompts by summing squares.
+        Jin et al. 2025, arXiv:2502.01563: our norm is their M. Differs: pooled over prompts by
+        summing squares.
     """
     require_in_range("batch_size", batch_size, low=1, high=1 << 20, unit="prompts")
     tokenized = _tokenize(model, prompts, max_length)
@@ -62,14 +66,17 @@ def capture_norms(
     for number, length in enumerate(lengths):
         if length <= int(skip_first):
             raise ValueError(
-                f"prompts must have at least {1 + int(skip_first)} tokens each, got {length} in prompt {number}; "
+                f"prompts must have at least {1 + int(skip_first)} tokens each, "
+                f"got {length} in prompt {number}; "
                 "leave it out" + (" or pass skip_first=False" if skip_first else "")
             )
     order = sorted(range(len(lengths)), key=lambda number: lengths[number])
     parts: list[dict[str, SiteSums]] = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        parts.append(_capture_batch(model, [tokenized.input_ids[i] for i in rows], skip_first=skip_first))
+        parts.append(
+            _capture_batch(model, [tokenized.input_ids[i] for i in rows], skip_first=skip_first)
+        )
         if on_progress is not None:
             on_progress(len(rows))
     places = torch.tensor(order).argsort()
@@ -110,14 +117,33 @@ def _tokenize(
     prompts: TokenizedPrompts | Sequence[str] | Sequence[Sequence[int]],
     max_length: int | None,
 ) -> TokenizedPrompts:
-    if isinstance(prompts, TokenizedPrompts):
-        return prompts
-    require_not_empty("prompts", prompts, remedy="pass at least one text or one sequence of token ids")
-    if model.tokenizer is None:
-        raise ValueError(f"prompts must be token ids for {model.name}, which has no tokenizer")
-    return tokenize_prompts(
-        model.tokenizer, prompts, max_length=max_length, context=model.geometry.training_context
+    require_not_empty(
+        "prompts", prompts, remedy="pass at least one text or one sequence of token ids"
     )
+    context = model.geometry.training_context
+    if isinstance(prompts, TokenizedPrompts):
+        return _within(prompts, max_length, context)
+    if model.tokenizer is None:
+        raise ValueError(
+            f"prompts must be TokenizedPrompts for {model.name}, which has no tokenizer; make them "
+            "with tokenize_prompts"
+        )
+    return tokenize_prompts(model.tokenizer, prompts, max_length=max_length, context=context)
+
+
+def _within(
+    prompts: TokenizedPrompts, max_length: int | None, context: int | None
+) -> TokenizedPrompts:
+    """Prompts with their ids cut to `max_length`; one that is longer than `context` is refused."""
+    rows = tuple(ids[:max_length] for ids in prompts.input_ids)
+    for number, ids in enumerate(rows):
+        if context is not None and len(ids) > context:
+            raise ValueError(
+                f"prompts[{number}] must fit the model's context of {context} tokens, got "
+                f"{len(ids)} tokens; pass max_length={context} to keep only its beginning"
+            )
+    cut = sum(len(row) < len(ids) for row, ids in zip(rows, prompts.input_ids, strict=True))
+    return replace(prompts, input_ids=rows, n_truncated=max(cut, prompts.n_truncated))
 
 
 @torch.no_grad()
@@ -150,7 +176,8 @@ def _capture_batch(
                 )
         layers.append(sums)
 
-    # A causal model with padding on the right needs no mask: no real token attends to what follows it.
+    # A causal model with padding on the right needs no mask: no real token attends to what follows
+    # it.
     mask = None if model.is_causal or bool(real.all()) else real.long()
     model.attention_inputs(input_ids, visit, attention_mask=mask)
     return _stack_layers(layers, model.geometry)
@@ -167,7 +194,8 @@ def _stack_layers(
     """Put the layers of each site on one axis; a layer that does not rotate has no phasors: NaN."""
     if len(layers) != len(geometry.layers):
         raise RuntimeError(
-            f"every attention layer must run once, got {len(layers)} runs of {len(geometry.layers)} layers"
+            f"every attention layer must run once, got {len(layers)} runs "
+            f"of {len(geometry.layers)} layers"
         )
     stacked: dict[str, SiteSums] = {}
     for site in ("q", "k", "v", *(("q_unrotated", "k_unrotated") if geometry.rotates else ())):
@@ -203,12 +231,15 @@ def _in_order(parts: Sequence[SiteSums], places: Int[Tensor, "prompt"]) -> SiteS
 
 
 def _require_finite(model: HookedModel, sums: Mapping[str, SiteSums]) -> None:
-    for site, part in sums.items():
-        bad = ~torch.isfinite(part.squares)
-        if bool(bad.any()):
-            prompt, layer, head, dim = (int(i) for i in bad.nonzero()[0])
-            raise ValueError(
-                f"activations must be finite, got {float(part.squares[prompt, layer, head, dim])} in {site} of "
-                f"L{model.geometry.blocks[layer]}H{head}, dimension {dim}, prompt {prompt}; load the model with dtype "
-                "float32 or bfloat16 (float16 overflows above 65504)"
-            )
+    """Raise at the first layer with a sum that is NaN or infinite: later ones only inherit it."""
+    for layer, block in enumerate(model.geometry.blocks):
+        for site, part in sums.items():
+            squares = part.squares[:, layer]
+            bad = ~torch.isfinite(squares)
+            if bool(bad.any()):
+                prompt, head, dim = (int(i) for i in bad.nonzero()[0])
+                raise ValueError(
+                    f"activations must be finite, got {float(squares[prompt, head, dim])} in "
+                    f"{site} of L{block}H{head}, dimension {dim}, prompt {prompt}; load the model "
+                    "with dtype float32 or bfloat16 (float16 overflows above 65504)"
+                )

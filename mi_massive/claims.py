@@ -16,17 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mi_massive import stats
-from mi_massive._verdicts import NONE_SHARE, RULES, Verdict, decide
+import numpy as np
+from jaxtyping import Float
+
+from mi_massive._concentration_tests import contrast
+from mi_massive._verdicts import NONE_SHARE, RULES, UNDEFINED, VERDICTS, Verdict, decide
 from mi_massive.bands import BandsResult
-from mi_massive.concentration import (
-    ConcentrationConfig,
-    ConcentrationResult,
-    ProjectionConcentration,
-)
+from mi_massive.concentration import ConcentrationResult, ProjectionConcentration
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
 from mi_massive.symmetry import SymmetryResult
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
@@ -55,11 +55,8 @@ class ScoreboardResult:
         """Scoreboard as a data frame, one row a claim."""
         import pandas as pd
 
-        rows: list[dict[str, Any]] = []
-        for claim in self.claims:
-            row = {f.name: getattr(claim, f.name) for f in dataclasses.fields(claim)}
-            rows.append({**row, **dataclasses.asdict(row.pop("estimate"))})
-        return pd.DataFrame(rows)
+        rows = [dataclasses.asdict(claim) for claim in self.claims]
+        return pd.DataFrame([row | row.pop("estimate") for row in rows])
 
 
 def scoreboard(
@@ -126,15 +123,14 @@ def _concentrated(result: ConcentrationResult) -> Claim:
 
 def _heads_close(result: ConcentrationResult) -> Claim:
     """C2. A projection with one head a layer has no other head to be close to and is left out."""
-    parts = {name: result.of(name).head_overlap for name in ("q", "k", "v")}
+    parts = {"q": result.q.head_overlap, "k": result.k.head_overlap, "v": result.v.head_overlap}
     defined = {name: e for name, e in parts.items() if not math.isnan(e.effect)}
     distances = ", ".join(f"{1 - e.effect:.2f} in {name}" for name, e in defined.items())
     reading = (
-        "The distance between the largest dimensions of two heads of a layer, in multiples of that by "
-        f"chance: {distances or 'undefined, with one head a layer'}."
+        "The distance between the largest dimensions of two heads of a layer, in multiples of that "
+        f"by chance: {distances or 'undefined, with one head a layer'}."
     )
-    measured = [e for name, e in defined.items() if name != "v"]
-    return _claim("C2", measured, reading)
+    return _claim("C2", [e for name, e in defined.items() if name != "v"], reading)
 
 
 def _absent_without_rope(result: ConcentrationResult, control: ConcentrationResult | None) -> Claim:
@@ -144,22 +140,22 @@ def _absent_without_rope(result: ConcentrationResult, control: ConcentrationResu
         return _claim("C3", [], f"This model does not rotate and could only be the control; {own}.")
     if control is None:
         return _claim("C3", [], "No model without rotary position embeddings was measured.")
-    estimates = [_ratio(result.of(name), control.of(name), result.config) for name in ("q", "k")]
     q, k = _massive_per_head(control.q), _massive_per_head(control.k)
-    few = q <= NONE_SHARE * _massive_per_head(result.q) and k <= NONE_SHARE * _massive_per_head(
-        result.k
-    )
+    allowed = [NONE_SHARE * _massive_per_head(part) for part in (result.q, result.k)]
     reading = (
         f"max/mean of a head is {_peak(result.q):.2f} (q) and {_peak(result.k):.2f} (k), in the "
-        f"control {control.provenance.model} {_peak(control.q):.2f} and {_peak(control.k):.2f} with
-        " f"{q:.2f} and {k:.2f} massive dimensions per head. One control that " "differs in more
-        than its position encoding is weak evidence."
+        f"control {control.provenance.model} {_peak(control.q):.2f} and {_peak(control.k):.2f} "
+        f"with {q:.2f} and {k:.2f} massive dimensions per head. One control that differs in more "
+        "than its position encoding is weak evidence."
     )
     return _claim(
         "C3",
-        estimates,
+        [
+            contrast(_peaks(result.q), _peaks(control.q), result.config),
+            contrast(_peaks(result.k), _peaks(control.k), result.config),
+        ],
         reading,
-        withheld=None if few else "the control holds more than a tenth as many massive dimensions",
+        withheld=None if q <= allowed[0] and k <= allowed[1] else "the control holds them too",
     )
 
 
@@ -167,14 +163,14 @@ def _low_frequency(result: ConcentrationResult, bands: BandsResult | None) -> Cl
     """C8a."""
     if bands is None:
         return _claim("C8a", [], _not_measured(result, "frequency bands"))
-    q, k = bands.q.massive_low_half_share, bands.k.massive_low_half_share
+    q, k, v = bands.q, bands.k, bands.v
     reading = (
-        f"The slower half of the pairs holds {_percent(q)} of the massive dimensions of q and "
-        f"{_percent(k)} of k, and {_percent(bands.q.low_half_share)} and "
-        f"{_percent(bands.k.low_half_share)} of their energy (v:
-        {_percent(bands.v.low_half_share)})."
+        f"The slower half of the pairs holds {_percent(q.massive_low_half_share)} (q) and "
+        f"{_percent(k.massive_low_half_share)} (k) of the massive dimensions, and of the energy "
+        f"{_percent(q.low_half_share)} (q), {_percent(k.low_half_share)} (k) and "
+        f"{_percent(v.low_half_share)} (v)."
     )
-    return _claim("C8a", [q, k], reading)
+    return _claim("C8a", [q.massive_low_half_share, k.massive_low_half_share], reading)
 
 
 def _symmetric_over_heads(result: ConcentrationResult, symmetry: SymmetryResult | None) -> Claim:
@@ -209,21 +205,21 @@ def _symmetric_in_heads(result: ConcentrationResult, symmetry: SymmetryResult | 
         return _claim("C8d", [], _not_measured(result, "symmetry"))
     q, k = symmetry.q.two_mirror_share, symmetry.k.two_mirror_share
     reading = (
-        f"Of the heads with massive dimensions {_percent(q)} (q) and {_percent(k)} (k) have exactly
-        " f"two mirror clusters; by chance {100 * q.null:.0f} % and {100 * k.null:.0f} %."
+        f"Of the heads with massive dimensions {_percent(q)} (q) and {_percent(k)} (k) have "
+        f"exactly two mirror clusters; by chance {100 * q.null:.0f} % and {100 * k.null:.0f} %."
     )
     return _claim("C8d", [q, k], reading)
 
 
 def _from_first_layer(result: ConcentrationResult) -> Claim:
-    """C9. The test of later layers is corrected over layers; that of the first is a single test."""
-    q, k, v = (float(result.of(name).curve[0]) for name in ("q", "k", "v"))
+    """C9. Decided by the first layer; the count over layers uses corrected tests."""
+    q, k, v = (float(part.curve[0]) for part in (result.q, result.k, result.v))
     holds = int((result.layer_tests <= 1 - result.config.level).sum())
-    first = "none" if result.first_layer is None else f"L{result.first_layer} the first"
+    first = "" if result.first_layer is None else f", L{result.first_layer} the first"
     reading = (
-        f"Within a prompt L{result.layers[0]} holds {q:.2f} (q), {k:.2f} (k) and {v:.2f} (v) massive
-        " f"dimensions per head; q and k both hold more than v in {holds} of {len(result.layers)} "
-        f"layers, {first}."
+        f"Within a prompt L{result.layers[0]} holds {q:.2f} (q), {k:.2f} (k) and {v:.2f} (v) "
+        "massive dimensions per head; q and k both hold more than v in "
+        f"{holds} of {len(result.layers)} layers{first}."
     )
     return _claim("C9", [result.first_layer_excess], reading)
 
@@ -231,14 +227,11 @@ def _from_first_layer(result: ConcentrationResult) -> Claim:
 def _claim(
     id: str, estimates: Sequence[Estimate], reading: str, *, withheld: str | None = None
 ) -> Claim:
-    """Apply a claim's rule to the estimates that must all pass it; `withheld` says why not
-    enough."""
+    """Judge the estimates that must all pass; `withheld` says why passing is not enough."""
     rule = RULES[id]
-    if not estimates:
-        estimates = [_undefined()]
-    verdicts = [decide(estimate, minimum=rule.minimum) for estimate in estimates]
-    order: list[Verdict] = ["not supported", "inconclusive", "supported"]
-    verdict = min(verdicts, key=order.index)
+    estimates = estimates or [UNDEFINED]
+    verdicts: list[Verdict] = [decide(estimate, minimum=rule.minimum) for estimate in estimates]
+    verdict = min(verdicts, key=VERDICTS.index)
     weakest = min(
         (e for v, e in zip(verdicts, estimates, strict=True) if v == verdict),
         key=lambda e: math.inf if math.isnan(e.effect) else e.effect,
@@ -259,39 +252,23 @@ def _claim(
     )
 
 
-def _undefined() -> Estimate:
-    nan = math.nan
-    return Estimate(effect=nan, low=nan, high=nan, n=0, n_of="prompts", test="not measured")
-
-
 def _not_measured(result: ConcentrationResult, what: str) -> str:
     if not result.rotating_layers:
         return "This model does not rotate its queries and keys: it has no rotary pairs."
-    return f"The {what} of this model were not measured."
+    return f"The analysis of {what} was not run on this model."
 
 
 def _massive_per_head(part: ProjectionConcentration) -> float:
     return float(part.massive.sum(dim=-1).double().mean())
 
 
+def _peaks(part: ProjectionConcentration) -> Float[np.ndarray, "prompt"]:
+    return part.prompt_max_over_mean.double().numpy()
+
+
 def _peak(part: ProjectionConcentration) -> float:
-    """max/mean of a head within a prompt, geometric mean over prompts, as in the contrasts."""
+    """Average the peaks as the contrasts do, by their geometric mean over prompts."""
     return float(part.prompt_max_over_mean.double().log().mean().exp())
-
-
-def _ratio(
-    part: ProjectionConcentration, control: ProjectionConcentration, config: ConcentrationConfig
-) -> Estimate:
-    ratios = part.prompt_max_over_mean.double() / control.prompt_max_over_mean.double()
-    return stats.estimate(
-        ratios.numpy(),
-        n_of="prompts",
-        statistic="geometric mean",
-        null=1.0,
-        level=config.level,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
-    )
 
 
 def _percent(estimate: Estimate) -> str:
@@ -301,8 +278,8 @@ def _percent(estimate: Estimate) -> str:
 def _require_same_capture(name: str, given: Provenance, expected: Provenance) -> None:
     if (given.model, given.prompts_digest) != (expected.model, expected.prompts_digest):
         raise ValueError(
-            f"{name} must come from the same capture as concentration, got model {given.model!r} "
-            f"and {expected.model!r}, prompts {given.prompts_digest[:8]} and "
+            f"{name} must come from the same capture as concentration, got {given.model!r} with "
+            f"prompts {given.prompts_digest[:8]} for {expected.model!r} with prompts "
             f"{expected.prompts_digest[:8]}; compute both from one capture"
         )
 

@@ -191,8 +191,7 @@ def top_k_mask(
 ) -> Bool[Tensor, "layer head d_head"]:
     """Mark the k head dimensions with the largest (or smallest) norm of each head.
 
-    Every head has exactly k, also one whose norms are all zero. Among equal norms the lower index
-    comes first.
+    Every head has exactly k, also one without energy. Equal norms: the lower index comes first.
 
     Args:
         norms: L2 norm over positions of one projection, from `capture_norms`; activation units.
@@ -278,7 +277,6 @@ def _projection(
 ) -> ProjectionConcentration:
     sums = norms.sums(projection)
     pooled = sums.pooled_norms()
-    peaks = max_over_mean(sums.norms())
     interval = stats.bootstrap_interval(
         counts, np.mean, level=config.level, n_resamples=config.n_resamples, seed=config.seed
     )
@@ -287,7 +285,7 @@ def _projection(
         norms=pooled,
         massive=exceeds(pooled, config.ratio),
         **head_statistics(pooled),
-        prompt_max_over_mean=peaks.flatten(1).nanmean(dim=1),
+        prompt_max_over_mean=max_over_mean(sums.norms()).flatten(1).nanmean(dim=1),
         head_overlap=agreed.heads,
         layer_agreement=agreed.consecutive,
         layer_overlap=_tensor(agreed.by_layer),

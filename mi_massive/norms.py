@@ -1,8 +1,10 @@
-"""What a capture leaves: sums over tokens of queries, keys and values, and the norms that follow from them.
+"""What a capture leaves: sums over tokens of queries, keys and values, and their norms.
 
-The norm of a head dimension is `M[layer, head, d] = || X[:, head, d] ||_2` over positions (Jin et al. 2025,
-arXiv:2502.01563). A capture keeps per prompt the sums that M, the first token's share of it, the token mean and
-the phase of each rotary pair can be computed from; memory does not grow with the length of a prompt.
+The norm of a head dimension is `M[layer, head, d] = || X[:, head, d] ||_2` over positions (Jin et
+al. 2025,
+arXiv:2502.01563). A capture keeps per prompt the sums that M, the first token's share of it, the
+token mean and the phase of each rotary pair can be computed from; memory does not grow with the
+length of a prompt.
 
 Does not show: anything about single tokens but the first, or about attention patterns.
 """
@@ -13,13 +15,15 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from mi_massive.axes import Projection
 from mi_massive.records import Provenance
 from mi_massive.rope import ModelGeometry
 
 Stage = Literal["attention", "unrotated"]
-"""`attention`: as it enters the attention (rotated where the layer rotates); `unrotated`: rotation undone."""
+"""`attention`: as it enters the attention (rotated where the layer rotates); `unrotated`: rotation
+undone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -36,7 +40,8 @@ class SiteSums:
     first: Float[Tensor, "prompt layer head d_head"] = field(repr=False)
     """Activation of the first token; NaN when the capture skipped it."""
     phasors: Float[Tensor, "prompt layer head pair 2"] | None = field(repr=False)
-    """Sum over tokens *after the first* of each rotary pair scaled to length one, as (cos, sin) of its phase.
+    """Sum over tokens *after the first* of each rotary pair scaled to length one, as (cos, sin) of
+    its phase.
 
     None for values and for models without rotation; NaN in layers that do not rotate.
     """
@@ -60,8 +65,8 @@ class SiteSums:
 class AttentionNorms:
     """Norms of queries, keys and values over a set of prompts, from `capture_norms`.
 
-    `q`, `k` and `v` are the pooled norms `[layer, head, d_head]`; the sums behind them keep the prompts apart.
-    The head axis of k and v counts key-value heads.
+    `q`, `k` and `v` are the pooled norms `[layer, head, d_head]`; the sums behind them keep the
+    prompts apart. The head axis of k and v counts key-value heads.
     """
 
     q_sums: SiteSums
@@ -87,7 +92,8 @@ class AttentionNorms:
         sums = self.q_unrotated_sums if projection == "q" else self.k_unrotated_sums
         if sums is None:
             raise ValueError(
-                "stage must be 'attention' for a model without rotary position embeddings, got 'unrotated'"
+                "stage must be 'attention' for a model without rotary position embeddings, "
+                "got 'unrotated'"
             )
         return sums
 
@@ -121,7 +127,8 @@ class AttentionNorms:
     ) -> Float[Tensor, "layer head d_head"]:
         """|token mean| / root mean square of each dimension over all tokens, in 0..1.
 
-        1 is a constant offset, 0 a dimension that averages out. NaN where a dimension is zero throughout.
+        1 is a constant offset, 0 a dimension that averages out. NaN where a dimension is zero
+        throughout.
         """
         sums = self.sums(projection, stage)
         n = float(self.n_tokens.sum())
@@ -142,12 +149,13 @@ class AttentionNorms:
     ) -> Float[Tensor, "layer head pair"]:
         """Mean resultant length of each pair's phase over the tokens after the first, in 0..1.
 
-        1: every token has the same phase; about 1 / sqrt(n) for uniform phases. NaN in layers that do not rotate.
+        1: every token has the same phase; about 1 / sqrt(n) for uniform phases. NaN in layers that
+            do not rotate.
 
         Source:
             Mardia and Jupp, Directional Statistics, section 2.3.
         """
-        return self._phasors(projection, stage).sum(dim=0).norm(dim=-1) / self._n_phasors()
+        return vector_norm(self._phasors(projection, stage).sum(dim=0), dim=-1) / self._n_phasors()
 
     def rotating(self) -> Bool[Tensor, "layer"]:
         """True for layers that rotate their queries and keys."""
@@ -159,7 +167,8 @@ class AttentionNorms:
         phasors = self.sums(projection, stage).phasors
         if phasors is None:
             raise ValueError(
-                f"projection must be 'q' or 'k' of a model with rotary position embeddings, got {projection!r}"
+                f"projection must be 'q' or 'k' of a model with rotary position embeddings, "
+                f"got {projection!r}"
             )
         return phasors
 

@@ -1,15 +1,21 @@
-"""Token-level views of one prompt: attention patterns of chosen heads and activations of massive dimensions.
+"""Token-level view of one prompt: attention patterns and massive activations of some heads.
 
-Costs one forward pass of one short prompt, with attention weights materialized for the chosen heads' layers only.
+Shows which tokens hold the massive activation and where the head attends, so that the first
+token's different behaviour can be seen. One prompt is an illustration: no claim rests on it.
+Filled by `capture_patterns`.
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mi_massive.axes import Projection
 from mi_massive.records import Provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,3 +41,22 @@ class PatternsResult:
     tokens: tuple[str, ...]
     heads: tuple[HeadView, ...]
     provenance: Provenance
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The activations, one row a head and token: layer, head, projection, dimension, pos."""
+        import pandas as pd
+
+        rows = [
+            {
+                "layer": view.block,
+                "head": view.head,
+                "projection": view.projection,
+                "dimension": view.dimension,
+                "pos": pos,
+                "token": token,
+                "activation": float(view.activations[pos]),
+            }
+            for view in self.heads
+            for pos, token in enumerate(self.tokens)
+        ]
+        return pd.DataFrame(rows)

@@ -157,6 +157,10 @@ def _is_result(value: object) -> bool:
     )
 
 
+def _qualified_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
 def _encode(value: Any, *, key: str, tensors: dict[str, Tensor]) -> Any:
     def inner(child: Any, name: object) -> Any:
         return _encode(child, key=f"{key}.{name}" if key else str(name), tensors=tensors)
@@ -168,8 +172,7 @@ def _encode(value: Any, *, key: str, tensors: dict[str, Tensor]) -> Any:
         return {"$tensor": key}
     if _is_result(value):
         fields = {f.name: inner(getattr(value, f.name), f.name) for f in dataclasses.fields(value)}
-        kind: type[object] = type(value)
-        return {"$type": f"{kind.__module__}.{kind.__qualname__}", **fields}
+        return {"$type": _qualified_name(cast(object, value)), **fields}
     if isinstance(value, Mapping):
         mapping = cast(Mapping[Any, Any], value)
         for name in mapping:

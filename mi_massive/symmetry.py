@@ -25,7 +25,7 @@ from mi_massive._partner_tests import (
     standard_ranks,
     table_share,
 )
-from mi_massive._phase_offsets import median_magnitude, phase_offsets
+from mi_massive._phase_offsets import lead_share, median_magnitude, phase_offsets
 from mi_massive.axes import Layout, Projection
 from mi_massive.concentration import massive_mask
 from mi_massive.norms import AttentionNorms, Stage
@@ -106,6 +106,9 @@ class SymmetryResult:
     exceeds pi / 2, and negative over longer distances if the offset is positive."""
     phase_offset_magnitude: Estimate
     """Median over heads of |phase_offset| in degrees; 90 expected for unrelated phases."""
+    phase_lead_share: Estimate
+    """Share of heads whose phase_offset is positive (q leads k); 0.5 expected for unrelated
+    phases."""
     q_resultant: Float[Tensor, "layer head"] = field(repr=False)
     k_resultant: Float[Tensor, "layer head"] = field(repr=False)
     """Mean resultant length of that pair's phase over tokens, in 0..1: 1 is a constant offset."""
@@ -207,6 +210,7 @@ def symmetry(
         k_unrotated=unrotated[1],
         phase_offset=phases.offset,
         phase_offset_magnitude=median_magnitude(phases.offset, kv_heads, config=config),
+        phase_lead_share=lead_share(phases.offset, kv_heads, config=config),
         q_resultant=phases.q_resultant,
         k_resultant=phases.k_resultant,
         layout=layouts.pop(),

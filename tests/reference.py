@@ -1,6 +1,7 @@
 """Slow plain definitions that the tests compare the package with. One heading an idea."""
 
 import cmath
+import itertools
 import math
 from pathlib import Path
 
@@ -21,11 +22,11 @@ needs_golden = pytest.mark.skipif(
 )
 
 
-def golden_norms(n_tokens: int | None = None) -> AttentionNorms:
+def golden_norms() -> AttentionNorms:
     """Norms of Llama-2-7b-chat, 0-based layer 9, from the authors' rotated tensors."""
     tensors = load_file(GOLDEN / "llama2_7b_chat_layer9.safetensors")
     geometry = build_geometry(1, 32, 128, training_context=4096, blocks=(9,))
-    q, k, v = (tensors[name].float()[:, :n_tokens, None] for name in ("q", "k", "v"))
+    q, k, v = (tensors[name].float()[:, :, None] for name in ("q", "k", "v"))
     return build_norms(q, k, v, geometry=geometry)
 
 
@@ -117,3 +118,62 @@ def phase_offset(
             units.append(z / abs(z))
         sums.append(sum(units[1:]))
     return cmath.phase(sums[0] / sums[1]), pair
+
+
+# --- statistics and concentration: sums and pairs written out --------------------------------
+
+
+def massive(norms: list[float], ratio: float) -> list[bool]:
+    return [norm > ratio * sum(norms) / len(norms) for norm in norms]
+
+
+def gini(values: list[float]) -> float:
+    """Mean absolute difference of all ordered pairs over twice the mean."""
+    n = len(values)
+    differences = sum(abs(x - y) for x in values for y in values)
+    return differences / (2 * n * sum(values)) if sum(values) else math.nan
+
+
+def excess_kurtosis(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    second = sum((x - mean) ** 2 for x in values) / len(values)
+    fourth = sum((x - mean) ** 4 for x in values) / len(values)
+    return fourth / second**2 - 3 if second else math.nan
+
+
+def position(d: int, d_head: int, n_pairs: int | None, layout: str = "half_split") -> int:
+    """Rotary pair of a dimension; dimensions without rotation follow, or stand for themselves."""
+    if n_pairs is None:
+        return d
+    for pair in range(n_pairs):
+        if d in members(pair, n_pairs, layout):
+            return pair
+    return n_pairs + (d - 2 * n_pairs)
+
+
+def closeness(tops: list[int], others: list[int] | None, places: list[int]) -> float:
+    """1 - mean distance of the tops (all pairs of two heads) / mean distance of any two dims."""
+    if others is None:
+        pairs = [(tops[i], tops[j]) for i in range(len(tops)) for j in range(i)]
+    else:
+        pairs = [(a, b) for a in tops for b in others]
+    distance = sum(abs(places[a] - places[b]) for a, b in pairs) / len(pairs)
+    chance = sum(abs(x - y) for x in places for y in places) / len(places) ** 2
+    return 1 - distance / chance
+
+
+def sign_flip_p(differences: list[float]) -> float:
+    """Share of all sign patterns whose mean is at least the one observed."""
+    patterns = list(itertools.product((1, -1), repeat=len(differences)))
+    sums = [sum(s * d for s, d in zip(p, differences, strict=True)) for p in patterns]
+    return sum(total >= sum(differences) - 1e-12 for total in sums) / len(patterns)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Step down: the k-th smallest p times (m - k), never below the one before, at most 1."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for k, index in enumerate(order):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - k)))
+        corrected[index] = largest
+    return corrected

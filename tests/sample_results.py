@@ -1,6 +1,6 @@
-"""Plausible synthetic results of every type, for the tests of figures and report only; no model is behind them.
+"""Plausible made-up results of every type, for the tests of figures and report only.
 
-Shapes are SmolLM2-135M's: 30 layers, 9 query heads, 3 key-value heads, 64 dimensions a head, theta 1e5.
+Shapes are SmolLM2-135M's: 30 layers, 9 query and 3 key-value heads of 64 dimensions, theta 1e5.
 """
 
 import math
@@ -64,7 +64,7 @@ def estimate(effect: float, width: float = 0.1, **changes: object) -> Estimate:
 
 
 def norms(n_layers: int, n_heads: int, *, peak: float, seed: int) -> Tensor:
-    """Log-normal norms with one peak in each half, at pairs that drift slowly from layer to layer."""
+    """Log-normal norms with one peak in each half, at a pair that varies a little."""
     draw = torch.Generator().manual_seed(seed)
     base = torch.randn(n_layers, n_heads, D_HEAD, generator=draw).mul(0.25).exp()
     pair = torch.arange(D_HEAD) % N_PAIRS
@@ -212,6 +212,7 @@ def symmetry_result() -> SymmetryResult:
         k_unrotated=projection_symmetry(N_KV_HEADS, agreement=0.27, seed=25),
         phase_offset=torch.randn(shape, generator=draw),
         phase_offset_magnitude=estimate(113.0, 6.0, null=90.0, n=270, n_of="heads"),
+        phase_lead_share=estimate(0.83, 0.05, null=0.5, n=270, n_of="heads"),
         q_resultant=torch.rand(shape, generator=draw),
         k_resultant=torch.rand(shape, generator=draw),
         layout="half_split",
@@ -248,30 +249,65 @@ def patterns_result(tokens: tuple[str, ...] = TOKENS) -> PatternsResult:
 
 
 def scoreboard_result(model: str = "smollm2-135m-instruct") -> ScoreboardResult:
-    nothing = estimate(math.nan, n=0, n_of="heads", p_value=math.nan, null=math.nan)
+    heads, layers = {"n_of": "heads"}, {"n_of": "layers", "n": 30}
     rows = (
-        ("C1", "Queries and keys have concentrated massive values; values have none.", "supported",
-         estimate(3.42, 0.11), "max/mean in q divided by that in v, geometric mean over prompts",
-         "The largest dimension of a query head stands 3.4 times as far above its head's mean as in values."),
-        ("C2", "The massive dimensions of different heads are close to each other.", "supported",
-         estimate(0.41, 0.05, null=0.03, n=30, n_of="layers"), "overlap of massive dimensions between heads",
-         "Heads of one layer share many more massive dimensions than shuffled heads would."),
-        ("C3", "Massive values are absent in models without RoPE.", "supported",
-         estimate(0.0, 0.0, null=math.nan, n=72, n_of="heads"), "massive dimensions per head in the control",
-         "The control holds none; it is an encoder, so this is one comparison and not a cause."),
-        ("C8a", "The massive dimensions lie in the slower half of the rotary frequencies.", "supported",
-         estimate(0.97, 0.02, null=0.5, n=214, n_of="massive dimensions"), "share in the slower half",
-         "Nearly all massive dimensions turn slowly."),
-        ("C8b", "Massive dimensions form two symmetric clusters, one in each half of the head.",
-         "not supported", estimate(0.33, 0.05, null=0.02, n=201, n_of="heads"),
-         "share of heads with exactly two mirror clusters",
-         "Two mirror clusters are commoner than by chance, but only one head in three has them."),
-        ("C8c", "RoPE causes the concentration.", "inconclusive", nothing, "not measured in this run",
-         "One trained model cannot decide a claim about training."),
-        ("C9", "The concentration is there from the first layer.", "supported",
-         estimate(0.0, 0.0, null=math.nan, n=30, n_of="layers"), "first layer with more in q and k than in v",
-         "It holds from layer 0."),
-    )  # fmt: skip
+        (
+            "C1",
+            "Queries and keys have concentrated massive values; values have none.",
+            "supported",
+            estimate(3.42, 0.11),
+            "max/mean in q divided by that in v, geometric mean over prompts",
+            "The largest dimension of a query head stands 3.4 times as far out as in values.",
+        ),
+        (
+            "C2",
+            "The massive dimensions of different heads are close to each other.",
+            "supported",
+            estimate(0.41, 0.05, null=0.03, **layers),
+            "overlap of massive dimensions between the heads of a layer",
+            "Heads of one layer share many more massive dimensions than shuffled heads would.",
+        ),
+        (
+            "C3",
+            "Massive values are absent in models without RoPE.",
+            "supported",
+            estimate(0.0, 0.0, null=math.nan, n=72, **heads),
+            "massive dimensions per head in the control",
+            "The control holds none; it is an encoder, so this is one comparison and no cause.",
+        ),
+        (
+            "C8a",
+            "The massive dimensions lie in the slower half of the rotary frequencies.",
+            "supported",
+            estimate(0.97, 0.02, null=0.5, n=214, n_of="massive dimensions"),
+            "share of massive dimensions in the slower half",
+            "Nearly all massive dimensions turn slowly.",
+        ),
+        (
+            "C8b",
+            "Massive dimensions form two symmetric clusters, one in each half of the head.",
+            "not supported",
+            estimate(0.33, 0.05, null=0.02, n=201, **heads),
+            "share of heads with exactly two mirror clusters",
+            "Mirror clusters are commoner than by chance, but only one head in three has them.",
+        ),
+        (
+            "C8c",
+            "RoPE causes the concentration.",
+            "inconclusive",
+            estimate(math.nan, n=0, p_value=math.nan, null=math.nan, **heads),
+            "not measured in this run",
+            "One trained model cannot decide a claim about training.",
+        ),
+        (
+            "C9",
+            "The concentration is there from the first layer.",
+            "supported",
+            estimate(0.9, 0.2, null=0.0, **layers),
+            "massive dimensions per head in layer 0 beyond those of v",
+            "It holds from layer 0.",
+        ),
+    )
     claims = tuple(
         Claim(id=i, statement=s, verdict=v, estimate=e, quantity=q, reading=r)
         for i, s, v, e, q, r in rows

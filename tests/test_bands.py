@@ -135,8 +135,8 @@ def test_shifted_positions_change_no_energy_share() -> None:
 
 
 def test_a_low_frequency_plant_is_significant_and_noise_is_not() -> None:
-    geometry = build_geometry(6, 2, 32)
-    dims = [[[12 + layer % 4], [28 + layer % 4]] for layer in range(6)]
+    geometry = build_geometry(10, 2, 32)
+    dims = [[[12 + layer % 4], [28 + layer % 4]] for layer in range(10)]
     result = bands(planted(dims, dims, geometry), config=QUICK)
     for part in (result.q, result.k_unrotated):
         assert part.low_half_share.p_value == part.massive_low_half_share.p_value == 1 / 200

@@ -25,9 +25,11 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("_agreement", "_head_statistics", "_pairs", "_band_tests"),
         *("_clusters", "_partner_tests", "_phase_offsets"),
         *("prompts", "_prompt_sources"),
+        # Sums of a capture; what a token-level view holds.
+        *("_reductions", "patterns"),
     ),
     # Touch a model: the only importers of transformer_lens and transformers.
-    2: ("models", "capture", "patterns", "interventions"),
+    2: ("models", "capture", "capture_patterns", "interventions"),
     # A task knows no model; evaluation joins the two.
     3: ("tasks", "evaluation"),
     # Analyses that run models through the layers below.
@@ -38,7 +40,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Read results; never run a model.
     5: ("viz", "report"),
     # Argument parsing, and the package's public names.
-    6: ("cli", "__main__", "__init__"),
+    6: ("study", "cli", "_options", "_terminal", "__main__", "__init__"),
 }
 
 # Third-party packages that only these modules may import. An entry is a layer or a module.

@@ -1,8 +1,9 @@
-"""The loaded model: hook points by name, attention inputs at full speed, and measured rotary geometry.
+"""The loaded model: hook points by name, fast attention inputs, measured rotary geometry.
 
-A loaded model is held twice over one set of weights: as a plain transformers model whose attention inputs can be read
-without materializing attention (what captures use), and as a TransformerBridge with every hook point of TransformerLens
-(what patching and your own hooks use; built at first use). Both compute the same logits; `diagnose` measures it.
+A loaded model is held twice over one set of weights: as a plain transformers model whose attention
+inputs can be read without materializing attention (what captures use), and as a TransformerBridge
+with every hook point of TransformerLens (what patching and your own hooks use; built at first
+use). Both compute the same logits; `diagnose` measures it.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +41,8 @@ class HookedModel:
         tokenizer: The model's tokenizer; None if a wrapped model has none.
         geometry: Heads and rotations of each attention layer, measured on the model itself.
         is_causal: False for an encoder.
-        has_head: False if the checkpoint has no language-modelling head; its logits are then refused.
+        has_head: False if the checkpoint has no language-modelling head; its logits are then
+            refused.
     """
 
     def __init__(
@@ -68,28 +70,38 @@ class HookedModel:
 
     @classmethod
     def wrap(cls, model: Any, *, name: str | None = None) -> "HookedModel":
-        """Use a `TransformerBridge`, or a `HookedTransformer` of transformer-lens 3.9, that you already hold.
+        """Use a `TransformerBridge` or `HookedTransformer` (transformer-lens 3.9) that you hold.
 
-        Every analysis works on it. Attention inputs are read through its hook points, at that library's speed and
-        memory.
+        Every analysis works on it. Attention inputs are read through its hook points, at that
+        library's speed and memory. Weights and tokenizer are as you hold them:
+        `HookedTransformer` by default prepends BOS to texts and folds the bias of v into the
+        output, which `load_model` does not.
 
         Raises:
-            UnsupportedModelError: If `model` has no TransformerLens hook points, or an attention layer's queries, keys
-                and values cannot all be read.
+            UnsupportedModelError: If `model` has no TransformerLens hook points, or an attention
+                layer's queries, keys and values cannot all be read.
         """
-        if not all(hasattr(model, attribute) for attribute in ("hook_dict", "hooks", "blocks", "cfg")):
+        if not all(
+            hasattr(model, attribute) for attribute in ("hook_dict", "hooks", "blocks", "cfg")
+        ):
             raise UnsupportedModelError(
                 "model must be a TransformerBridge or a HookedTransformer, got "
                 f"{type(model).__name__}; load_model takes names, folders and GGUF files"
             )
         _revive(model)
         engine = HooksEngine(model)
-        context = cast("int | None", getattr(model.cfg, "n_ctx", None))
         hf_model = getattr(model, "original_model", model)
+        geometry = _measure(engine, hf_model, _context(getattr(hf_model, "config", model.cfg)))
+        if not geometry.rotates and candidate_frequencies(hf_model):
+            raise UnsupportedModelError(
+                "a model with rotary position embeddings must fire hook_rot_q and hook_rot_k, got "
+                f"a {type(hf_model).__name__} whose rotated queries and keys this TransformerLens "
+                "model does not show; use load_model, which reads the plain transformers model"
+            )
         return cls(
             name=name or str(getattr(model.cfg, "model_name", type(model).__name__)),
             engine=engine,
-            geometry=_measure(engine, hf_model, context),
+            geometry=geometry,
             tokenizer=getattr(model, "tokenizer", None),
             make_bridge=lambda: model,
             weights_note=None,
@@ -109,21 +121,21 @@ class HookedModel:
         is_causal: bool = True,
         has_head: bool = True,
     ) -> "HookedModel":
-        """Hold a transformers model, whose files lie in `folder`, as both a plain model and a bridge.
+        """Hold a transformers model, with its files in `folder`, both plain and as a bridge.
 
         `model` is taken over: the bridge replaces its modules when it is built.
 
         Raises:
-            UnsupportedModelError: If attention inputs cannot be read or the rotation is of an unknown kind.
+            UnsupportedModelError: If attention inputs cannot be read or the rotation is of an
+                unknown kind.
         """
         from mi_massive.models.attention import tapped_copy
 
         plain = PlainEngine(tapped_copy(model))
-        context = cast("int | None", getattr(model.config, "max_position_embeddings", None))
         return cls(
             name=name,
             engine=plain,
-            geometry=_measure(plain, plain.model, context),
+            geometry=_measure(plain, plain.model, _context(model.config)),
             tokenizer=tokenizer,
             make_bridge=lambda: _boot_bridge(model, tokenizer, folder),
             revision=revision,
@@ -134,7 +146,7 @@ class HookedModel:
 
     @cached_property
     def bridge(self) -> Any:
-        """The TransformerLens model in compatibility mode, with unprocessed weights; built at first use."""
+        """The TransformerLens model in compatibility mode, weights unprocessed; built when used."""
         bridge = self._make_bridge()
         _revive(bridge)
         return bridge
@@ -144,19 +156,23 @@ class HookedModel:
         """The plain transformers model over the same weights.
 
         Raises:
-            UnsupportedModelError: If the model was wrapped, so that only the TransformerLens model exists.
+            UnsupportedModelError: If the model was wrapped, so that only the TransformerLens model
+                exists.
         """
         if not isinstance(self._engine, PlainEngine):
             raise UnsupportedModelError(
-                "a plain transformers model must exist, got a wrapped TransformerLens model; use load_model"
+                "a plain transformers model must exist, got a wrapped TransformerLens model; "
+                "use load_model"
             )
         return self._engine.model
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
-        """Hook points of q, k, v and their rotated forms that fire, such as `blocks.9.attn.hook_rot_q`."""
+        """Hook points of q, k, v and rotated q, k that fire: `blocks.9.attn.hook_rot_q`."""
         listed = attention_site_names(self.bridge)
-        fired = fired_sites(self.bridge, listed, lambda: self.bridge(self._probe_ids(), return_type=None))
+        fired = fired_sites(
+            self.bridge, listed, lambda: self.bridge(self._probe_ids(), return_type=None)
+        )
         return tuple(name for name in listed if name in fired)
 
     @property
@@ -181,10 +197,11 @@ class HookedModel:
         *,
         attention_mask: Int[Tensor, "batch pos"] | None = None,
     ) -> None:
-        """Run prompts once and show `visit` each layer's query, key and value as they enter the attention.
+        """Run prompts once and show each layer's query, key and value entering the attention.
 
-        Queries and keys are normed and rotated where the model does so; tensors are `[batch, head, pos, d_head]`.
-        What `visit` returns replaces them (loaded models only); returning None observes.
+        Queries and keys are normed and rotated where the model does so; tensors are `[batch, head,
+        pos, d_head]`. What `visit` returns replaces them (loaded models only); returning None
+        observes.
 
         Args:
             input_ids: Token ids, padded on the right.
@@ -204,25 +221,28 @@ class HookedModel:
 
         Args:
             input_ids: Token ids.
-            fwd_hooks: `(hook point, function)`; the function gets the activation `[batch, pos, head, d_head]` and the
-                hook point, and returns a replacement or None.
+            fwd_hooks: `(hook point, function)`; the function gets the activation `[batch, pos,
+                head, d_head]` and the hook point, and returns a replacement or None.
             attention_mask: 1 at real tokens.
 
         Raises:
-            ValueError: If a name is an attention site of this package that does not fire on this model.
+            ValueError: If a name is an attention site of this package that does not fire on this
+                model.
             RuntimeError: If a hook did not fire.
             UnsupportedModelError: If the checkpoint has no language-modelling head.
         """
         if not self.has_head:
             raise UnsupportedModelError(
-                f"the checkpoint of {self.name} must have a language-modelling head to give logits, got none; "
+                f"the checkpoint of {self.name} must have a language-modelling head to give "
+                "logits, got none; "
                 "use attention_inputs or capture_norms"
             )
         listed = set(attention_site_names(self.bridge))
         for name, _ in fwd_hooks:
             if name not in self.bridge.hook_dict or (name in listed and name not in self.sites):
                 raise ValueError(
-                    f"fwd_hooks must name hook points that fire on {self.name}, got {name!r}; see `model.sites`"
+                    f"fwd_hooks must name hook points that fire on {self.name}, got {name!r}; "
+                    "see `model.sites`"
                 )
         fired = dict.fromkeys((name for name, _ in fwd_hooks), 0)
 
@@ -253,9 +273,18 @@ class HookedModel:
         return cast(Any, self._engine).model.parameters()
 
 
+def _context(config: Any) -> int | None:
+    """Positions that a model was trained on with the frequencies that it uses for short prompts."""
+    context = getattr(config, "max_position_embeddings", getattr(config, "n_ctx", None))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Longer prompts are rotated by a second set of frequencies: they are another geometry.
+        return rope["original_max_position_embeddings"]
+    return context
+
+
 def _measure(engine: Engine, model: Any, context: int | None) -> ModelGeometry:
-    original = getattr(getattr(model, "config", None), "original_max_position_embeddings", None)
-    positions = probe_positions(min(n for n in (context, original, 1 << 20) if n))
+    positions = probe_positions(context)
     return measure_geometry(
         engine.constant_states(positions),
         positions,
@@ -267,9 +296,15 @@ def _measure(engine: Engine, model: Any, context: int | None) -> ModelGeometry:
 def _boot_bridge(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    bridge = cast(Any, TransformerBridge).boot_transformers(
-        str(folder), hf_model=model, tokenizer=tokenizer, device=model.device, dtype=model.dtype
-    )
+    try:
+        bridge = cast(Any, TransformerBridge).boot_transformers(
+            str(folder), hf_model=model, tokenizer=tokenizer, device=model.device, dtype=model.dtype
+        )
+    except (ValueError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"a {type(model).__name__} must be known to TransformerLens to have hook points, got "
+            f"{str(error).split('.')[0]!r} from it; attention_inputs and capture_norms need none"
+        ) from error
     bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
     return bridge
 

@@ -1,7 +1,8 @@
 """Two ways to read attention inputs out of a running model, behind one protocol.
 
-`PlainEngine` taps a plain transformers model (no attention pattern is materialized). `HooksEngine` reads the hook points
-of a TransformerLens model that the user already holds, a bridge or a `HookedTransformer`, at that library's speed.
+`PlainEngine` taps a plain transformers model (no attention pattern is materialized). `HooksEngine`
+reads the hook points of a TransformerLens model that the user already holds, a bridge or a
+`HookedTransformer`, at that library's speed.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from mi_massive.models.attention import (
     attention_modules,
     visiting,
 )
+from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.models.geometry import ConstantStates
 from mi_massive.models.sites import Hook, attention_site_names, fired_sites, site_name
 
@@ -38,7 +40,7 @@ class Engine(Protocol):
         attention_mask: Int[Tensor, "batch pos"] | None,
         visit: Visitor,
     ) -> None:
-        """Run the prompt once and show each layer's attention inputs; padding, if any, is on the right."""
+        """Run right-padded prompts once and show each layer's attention inputs."""
         ...
 
     def constant_states(self, positions: Int[Tensor, "pos"]) -> list[ConstantStates]:
@@ -52,7 +54,7 @@ class PlainEngine:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         # Logits over the vocabulary are no part of attention: run the body alone.
-        self._body = cast(nn.Module, model.base_model)
+        self._body = model.base_model
 
     @property
     def kernel(self) -> str:
@@ -139,23 +141,25 @@ class HooksEngine:
         def hold(activation: Tensor, hook: Any) -> Tensor:
             return activation[:, :1].expand_as(activation).clone()
 
+        def keep(seen: AttentionInputs) -> None:
+            query, key = seen.query[0][:, positions], seen.key[0][:, positions]
+            states.append(ConstantStates(seen.block, query, key))
+
         states: list[ConstantStates] = []
         raw: list[Hook] = ["hook_q", "hook_k"]
         n_positions = int(positions[-1]) + 1
         held = [(site_name(block, hook), hold) for block in self._sites for hook in raw]
         with self.model.hooks(fwd_hooks=held):
             ids = torch.ones(1, n_positions, dtype=torch.long, device=self._device())
-            self.attention_inputs(ids, None, lambda seen: states.append(_constant_states(seen)))
-        return [
-            ConstantStates(s.block, s.query[:, positions], s.key[:, positions]) for s in states
-        ]
+            self.attention_inputs(ids, None, keep)
+        return states
 
     def live_names(self) -> list[str]:
         """Names of the q, k, v and rotary hook points that fire."""
         return self._live
 
     def _live_sites(self) -> dict[int, dict[str, str]]:
-        """Hook points of each block that carry the attention's inputs: rotary ones where they fire."""
+        """Hook points of each block's attention inputs: the rotary ones where they fire."""
         listed = attention_site_names(self.model)
         ids = torch.ones(1, 4, dtype=torch.long, device=self._device())
         fired = fired_sites(self.model, listed, lambda: self._run(ids, None))
@@ -168,6 +172,12 @@ class HooksEngine:
             }
             if all(names.values()):
                 sites[block] = cast(dict[str, str], names)
+            elif any(names.values()):
+                silent = ", ".join(role for role, name in names.items() if name is None)
+                raise UnsupportedModelError(
+                    f"hook_q, hook_k and hook_v of block {block} must all fire, got none for the "
+                    f"{silent}; use load_model, which reads the plain transformers model"
+                )
         return sites
 
     def _run(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
@@ -194,4 +204,4 @@ def _hold_first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _constant_states(seen: AttentionInputs) -> ConstantStates:
-    return ConstantStates(seen.block, seen.query[0].float(), seen.key[0].float())
+    return ConstantStates(seen.block, seen.query[0], seen.key[0])

@@ -1,10 +1,11 @@
 """A model's rotary geometry, measured on its own computation.
 
-Configurations and library attributes state frequencies, layouts and rotated widths wrongly often enough that none is
-believed here. Each attention layer is fed the same hidden state at every position, so that its queries and keys differ
-between positions by the rotation alone; the frequencies are read from the model's own buffers and accepted only where
-they, with one of the two layouts, turn position 0 into every other position. A layer whose queries and keys do not
-differ does not rotate.
+Configurations and library attributes state frequencies, layouts and rotated widths wrongly often
+enough that none is believed here. Each attention layer is fed the same hidden state at every
+position, so that its queries and keys differ between positions by the rotation alone; the
+frequencies are read from the model's own buffers and accepted only where they, with one of the two
+layouts, turn position 0 into every other position. A layer whose queries and keys do not differ
+does not rotate.
 """
 
 import math
@@ -15,7 +16,9 @@ from typing import Final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
+from mi_massive._checks import require_finite
 from mi_massive.axes import Layout
 from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.rope import LayerGeometry, ModelGeometry, RotaryGeometry, rotate
@@ -33,7 +36,7 @@ class ConstantStates:
 
 
 def probe_positions(context: int | None) -> Int[Tensor, "pos"]:
-    """Positions that tell fast from slow rotations: 0, 1, 2 and then in powers of four within the context."""
+    """Positions that tell fast from slow rotations: 0, 1, 2, powers of four in the context."""
     last = min(context or 512, 2048) - 1  # float32 angles lose precision beyond
     spread = [0, 1, 2] + [4**i for i in range(1, 12)]
     return torch.tensor([position for position in spread if position < last] + [last])
@@ -43,36 +46,45 @@ def measure_geometry(
     states: Sequence[ConstantStates],
     positions: Int[Tensor, "pos"],
     *,
-    frequencies: Sequence[Float[Tensor, "pair"]],
+    frequencies: Sequence[Float[Tensor, "_"]],
     training_context: int | None,
 ) -> ModelGeometry:
     """Find each layer's rotation among candidate frequencies by what it does to constant states.
 
     Args:
-        states: Queries and keys of each attention layer, in model order, at `positions`; the first is position 0.
+        states: Queries and keys of each attention layer, in model order, at `positions`; the first
+            is position 0.
         positions: Token positions of the states.
         frequencies: Candidates from `candidate_frequencies`, in rad per token.
         training_context: Positions that the model was trained on, in tokens.
 
     Raises:
-        UnsupportedModelError: If a layer changes its queries with position in a way that no candidate explains, or
-            layers differ in heads.
+        UnsupportedModelError: If there is no layer, layers differ in heads, or a layer changes its
+            queries with position in a way that no candidate explains.
+        ValueError: If a query or key is NaN or infinite, or a layer's are all zero.
     """
+    if not states:
+        raise UnsupportedModelError(
+            "a model must hand queries, keys and values to transformers' attention interface or "
+            "compute attention in a method `_attn(query, key, value)`, got no layer that does; it "
+            "has no attention, or one of its own that cannot be read"
+        )
     layers = tuple(_layer_geometry(state, positions, frequencies) for state in states)
     shapes = {(layer.n_heads, layer.n_key_value_heads, layer.d_head) for layer in layers}
     if len(shapes) != 1:
         raise UnsupportedModelError(
-            f"a model must have the same heads in every attention layer, got (heads, key-value heads, d_head) = "
-            f"{sorted(shapes)}; capture its layers as separate models"
+            f"a model must have the same heads in every attention layer, got (heads, key-value "
+            f"heads, d_head) = {sorted(shapes)}; capture its layers as separate models"
         )
     return ModelGeometry(layers=layers, training_context=training_context)
 
 
-def candidate_frequencies(model: nn.Module) -> list[Float[Tensor, "pair"]]:
+def candidate_frequencies(model: nn.Module) -> list[Float[Tensor, "_"]]:
     """Rotary frequencies found in a model's buffers, without duplicates, as float64 on the CPU.
 
-    Reads `inv_freq` buffers of rotary modules (one per layer type in some models), tables of sines and cosines by
-    position (`embed_positions` of GPT-J), and the `rotary_sin`, `rotary_cos` tables of a `HookedTransformer`.
+    Reads `inv_freq` buffers of rotary modules (one per layer type in some models), tables of sines
+    and cosines by position (`embed_positions` of GPT-J), and the `rotary_sin`, `rotary_cos` tables
+    of a `HookedTransformer`.
     """
     found: list[Tensor] = []
     for frequencies in _stated_frequencies(dict(model.named_buffers())):
@@ -88,17 +100,35 @@ def _stated_frequencies(buffers: Mapping[str, Tensor]) -> Iterator[Tensor]:
         if kind.endswith("inv_freq") and "original" not in kind:
             yield buffer
         elif kind == "embed_positions":
-            sin, cos = buffer[1].double().chunk(2)
-            yield torch.atan2(sin, cos)
+            yield _table_frequencies(*buffer.chunk(2, dim=-1))
         elif kind == "rotary_sin":
-            angles = torch.atan2(buffer[1].double(), buffers[f"{path}.rotary_cos"][1].double())
-            yield angles[: angles.numel() // 2]
-            yield angles[::2]
+            frequencies = _table_frequencies(buffer, buffers[f"{path}.rotary_cos"])
+            yield frequencies[: frequencies.numel() // 2]
+            yield frequencies[::2]
+
+
+def _table_frequencies(
+    sin: Float[Tensor, "pos dim"], cos: Float[Tensor, "pos dim"]
+) -> Float[Tensor, "dim"]:
+    """Angle per position of tables of sines and cosines by position, in rad.
+
+    Row 1 gives it to the rounding of the tables (2 ** -9 in bfloat16), rows 2, 4, 8, ... refine it.
+    """
+    angles = torch.atan2(sin.double(), cos.double())
+    frequencies, row = angles[1], 2
+    while row < len(angles):
+        excess = angles[row] - row * frequencies
+        turned_back = torch.remainder(excess + math.pi, 2 * math.pi) - math.pi
+        frequencies, row = frequencies + turned_back / row, 2 * row
+    return frequencies
 
 
 def _layer_geometry(
-    state: ConstantStates, positions: Int[Tensor, "pos"], frequencies: Sequence[Float[Tensor, "pair"]]
+    state: ConstantStates,
+    positions: Int[Tensor, "pos"],
+    frequencies: Sequence[Float[Tensor, "_"]],
 ) -> LayerGeometry:
+    _require_measurable(state)
     d_head = state.query.shape[-1]
     rotary = None
     if _residual(state, positions, None) > _tolerance(state):
@@ -112,9 +142,10 @@ def _layer_geometry(
         best = min(range(len(candidates)), key=residuals.__getitem__, default=None)
         if best is None or residuals[best] > _tolerance(state):
             raise UnsupportedModelError(
-                f"block {state.block} must rotate its queries and keys in half-split or interleaved pairs at the "
-                f"frequencies of the model's own buffers, got {len(frequencies)} sets of frequencies of which the best "
-                f"leaves a relative error of {min(residuals, default=math.nan):.2g}; its rotary geometry is needed"
+                f"block {state.block} must rotate its queries and keys in half-split or "
+                f"interleaved pairs at the frequencies of the model's own buffers, got "
+                f"{len(frequencies)} sets of frequencies of which the best leaves a relative error "
+                f"of {min(residuals, default=math.nan):.2g}; its rotary geometry is needed"
             )
         rotary = candidates[best]
     return LayerGeometry(
@@ -129,14 +160,30 @@ def _layer_geometry(
 def _residual(
     state: ConstantStates, positions: Int[Tensor, "pos"], rotary: RotaryGeometry | None
 ) -> float:
-    """Relative error of turning position 0 into the other positions, the larger of query and key."""
+    """Relative error of turning position 0 into the others, the larger of query and key."""
     errors: list[float] = []
     for measured in (state.query.double().cpu(), state.key.double().cpu()):
+        if not bool(measured.any()):
+            continue  # zeros rotate into zeros: the other one of the two has to tell
         predicted = measured[:, :1].expand_as(measured)
         if rotary is not None:
             predicted = rotate(predicted, positions[None], rotary)
-        errors.append(float((measured - predicted).norm() / measured.norm()))
+        errors.append(float(vector_norm(measured - predicted) / vector_norm(measured)))
     return max(errors)
+
+
+def _require_measurable(state: ConstantStates) -> None:
+    for name, measured in (("queries", state.query), ("keys", state.key)):
+        require_finite(
+            f"{name} of block {state.block}",
+            measured,
+            remedy="load the model with dtype float32 or bfloat16 (float16 overflows above 65504)",
+        )
+    if not bool(state.query.any()) and not bool(state.key.any()):
+        raise ValueError(
+            f"queries and keys of block {state.block} must not all be zero, got zeros; a layer "
+            "without weights shows no rotation, load a trained model"
+        )
 
 
 def _tolerance(state: ConstantStates) -> float:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -48,23 +48,24 @@ def load_model(
 
     Raises:
         ValueError: If the name means nothing, or the files are incomplete or damaged.
-        UnsupportedModelError: If the model is of a kind that cannot be served, with what is missing.
+        UnsupportedModelError: If the model is of a kind that cannot be served, with what is
+            missing.
         OSError: If a download failed or the disk is full.
     """
     checkpoint = resolve_checkpoint(
         name_or_path, revision=revision, trust_remote_code=trust_remote_code
     )
-    config = AutoConfig.from_pretrained(
+    config = cast(Any, AutoConfig).from_pretrained(
         checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
     )
     is_causal = _is_causal(config, checkpoint)
     model, has_head = _load_weights(checkpoint, config, is_causal, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = cast(Any, AutoTokenizer).from_pretrained(
         checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
     )
     return HookedModel.from_transformers(
-        model.to(device=torch.device(device)).eval(),  # pyright: ignore[reportArgumentType]
-        cast(Any, tokenizer),
+        cast(Any, model).to(device=torch.device(device)).eval(),
+        tokenizer,
         name=checkpoint.name,
         folder=checkpoint.folder,
         revision=checkpoint.revision,
@@ -88,8 +89,8 @@ def _is_causal(config: Any, checkpoint: Checkpoint) -> bool:
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "auto_map" in vars(config):
         return True
     raise UnsupportedModelError(
-        f"{checkpoint.name} must be a language model that transformers can load, got the model type "
-        f"{config.model_type!r} ({architecture or 'no architecture named'})"
+        f"{checkpoint.name} must be a language model that transformers can load, got the model "
+        f"type {config.model_type!r} ({architecture or 'no architecture named'})"
     )
 
 
@@ -98,7 +99,8 @@ def _load_weights(
 ) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its language-modelling head came from the checkpoint."""
     loader = cast(Any, AutoModelForCausalLM if is_causal else AutoModelForMaskedLM)
-    # transformers' SDPA ignores the soft cap on attention logits that such a model was trained with.
+    # transformers' SDPA ignores the soft cap on attention logits that such a model was trained
+    # with.
     softcapped = getattr(config, "attn_logit_softcapping", None) is not None
     with _quiet_loading():
         model, report = loader.from_pretrained(
@@ -114,15 +116,15 @@ def _load_weights(
     lost = [key for key in missing if key.startswith(body)]
     if lost:
         raise UnsupportedModelError(
-            f"the checkpoint of {checkpoint.name} must hold every weight of {type(model).__name__}, got none for "
-            f"{lost[0]} and {len(lost) - 1} more"
+            f"the checkpoint of {checkpoint.name} must hold every weight of "
+            f"{type(model).__name__}, got none for {lost[0]} and {len(lost) - 1} more"
         )
     return model, not missing
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keep transformers' loading report off the terminal; what it says is checked by `_load_weights`."""
+def _quiet_loading() -> Generator[None, None, None]:
+    """Keep transformers' loading report off the terminal; `_load_weights` checks its content."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

@@ -1,9 +1,10 @@
 """Names of the hook points, and the bridge's dead rotary ones brought to life.
 
-Names are TransformerLens' own: `blocks.{block}.attn.{hook}` with hook_q, hook_k, hook_v before rotation (and before
-QK-norm) and hook_rot_q, hook_rot_k after it. Activations are `[batch, pos, head, d_head]`, over key-value heads for
-k and v. On some architectures the bridge lists rotary hook points that never fire; `revive_rotary_hooks` makes them
-fire where the rotated tensors can be reached before, or in, the key-value cache.
+Names are TransformerLens' own: `blocks.{block}.attn.{hook}` with hook_q, hook_k, hook_v before
+rotation (and before QK-norm) and hook_rot_q, hook_rot_k after it. Activations are `[batch, pos,
+head, d_head]`, over key-value heads for k and v. On some architectures the bridge lists rotary
+hook points that never fire; `revive_rotary_hooks` makes them fire where the rotated tensors can be
+reached before, or in, the key-value cache.
 """
 
 import re
@@ -17,7 +18,8 @@ Hook = Literal["hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k"]
 HOOKS: Final[tuple[Hook, ...]] = get_args(Hook)
 
 HookFunction = Callable[..., Any]
-"""`function(activation, hook) -> Tensor | None`, as TransformerLens calls it: None leaves the activation as it is."""
+"""`function(activation, hook) -> Tensor | None`, as TransformerLens calls it: None leaves the
+activation as it is."""
 
 _NAME: Final = re.compile(r"blocks\.(\d+)\.attn\.(\w+)")
 
@@ -28,7 +30,7 @@ def site_name(block: int, hook: Hook) -> str:
 
 
 def attention_site_names(model: Any) -> list[str]:
-    """Names of the q, k, v and rotary hook points that a TransformerLens model lists, firing or not."""
+    """Names of the q, k, v and rotary hook points that a model lists, firing or not."""
     found = ((name, _NAME.fullmatch(name)) for name in model.hook_dict)
     return [name for name, match in found if match and match.group(2) in HOOKS]
 
@@ -48,9 +50,10 @@ def fired_sites(model: Any, names: Iterable[str], run: Callable[[], object]) -> 
 def revive_rotary_hooks(bridge: Any, dead: Iterable[str]) -> None:
     """Make listed rotary hook points of a TransformerBridge fire, where the architecture lets it.
 
-    Two kinds of attention are served: those that rotate in a method of the bridge (GPT-NeoX, Phi-3: the hooks run on
-    its output, before the cache) and those that call the model's own `_attn(query, key, value)` (GPT-J, CodeGen: the
-    key there is the cache's storage, and an edit is written into it). Others stay dead, and are not offered.
+    Two kinds of attention are served: those that rotate in a method of the bridge (GPT-NeoX,
+    Phi-3: the hooks run on its output, before the cache) and those that call the model's own
+    `_attn(query, key, value)` (GPT-J: the key there is the cache's storage, and an edit is written
+    into it). Others (CodeGen) stay dead, and are not offered.
     """
     for block in sorted({int(match.group(1)) for name in dead if (match := _NAME.fullmatch(name))}):
         attention = bridge.blocks[block].attn

@@ -4,14 +4,17 @@ Reads results only: no model is run and no statistic computed here. Takes a few 
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import pandas as pd
+
+from mi_massive.patterns import PatternsResult
 from mi_massive.report.folder import PAGE, SUMMARY, require_replaceable, write_folder
 from mi_massive.report.page import render_page
 from mi_massive.report.results import ReportResults
 from mi_massive.report.summary import summary
+from mi_massive.report.text import printable
 
 __all__ = ["MAX_PAGE_BYTES", "ReportResults", "build_report"]
 
@@ -59,7 +62,7 @@ def build_report(results: ReportResults, path: str | Path, *, overwrite: bool = 
     return folder / PAGE
 
 
-def _frames(results: ReportResults) -> Mapping[str, Any]:
+def _frames(results: ReportResults) -> dict[str, Any]:
     """One table a result, under the analysis' word."""
     shown = {
         "scoreboard": results.scoreboard,
@@ -67,6 +70,28 @@ def _frames(results: ReportResults) -> Mapping[str, Any]:
         "control": results.control,
         "bands": results.bands,
         "symmetry": results.symmetry,
-        "patterns": results.patterns,
     }
-    return {name: result.to_frame() for name, result in shown.items() if result is not None}
+    frames = {name: result.to_frame() for name, result in shown.items() if result is not None}
+    if results.patterns is not None:
+        frames["patterns"] = _pattern_frame(results.patterns)
+    return frames
+
+
+def _pattern_frame(result: PatternsResult) -> Any:
+    """One row a token of each head view; the attention patterns are on the page alone."""
+    rows = [
+        {
+            "layer": view.block,
+            "head": view.head,
+            "projection": view.projection,
+            "dimension": view.dimension,
+            "pos": pos,
+            "token": printable(token),
+            "activation": activation,
+        }
+        for view in result.heads
+        for pos, (token, activation) in enumerate(
+            zip(result.tokens, cast("list[float]", view.activations.tolist()), strict=True)
+        )
+    ]
+    return pd.DataFrame(rows)

@@ -40,7 +40,7 @@
       axis(layout, "y", panel).title = axis(layout, "y", 0).title;
       if (panel < panels - 1) delete axis(layout, "x", panel).title;
     }
-    var bottom = 66 + 22 * legendEntries;
+    var bottom = 74 + 26 * legendEntries;
     layout.margin = { l: 58, r: 8, t: 34, b: bottom, pad: 2 };
     layout.height = bottom + 34 + panels * 235;
     Object.assign(layout.legend, { orientation: "v", font: { size: 11 } });
@@ -48,13 +48,15 @@
     if (layout.coloraxis) {
       var bar = layout.coloraxis.colorbar;
       bar.orientation = "h";
-      bar.title = { text: bar.title.text.replace("<br>", " "), side: "top", font: { size: 12 } };
+      bar.title = { text: bar.title.text.split("<br>").join(" ").trim(), side: "top", font: { size: 12 } };
       bar.len = 1;
       bar.x = 0.5;
       bar.y = 1 + 34 / (panels * 235);
       bar.yanchor = "bottom";
-      layout.margin.t += 62;
-      layout.height += 62;
+      bar.ypad = 0;
+      /* Enough for the bar: a margin that Plotly has to enlarge displaces the axis titles. */
+      layout.margin.t += 84;
+      layout.height += 84;
     }
   }
 
@@ -64,6 +66,8 @@
     var spec = JSON.parse(painted(figure.querySelector(".plot-data").textContent));
     if (narrow.matches) stack(spec.layout, spec.data.filter(inLegend).length);
     spec.config = config;
+    /* Plotly follows the box when the window changes: the box must not follow Plotly. */
+    box.style.height = spec.layout.height + "px";
     figure.dataset.drawn = "true";
     return Plotly.newPlot(box, spec).then(function () {
       return slider ? show(figure, slider) : null;

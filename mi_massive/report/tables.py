@@ -100,6 +100,7 @@ def symmetry_table(result: SymmetryResult) -> Table:
         *((massive, name, part.massive_partner_share) for name, part in named),
         *((clusters, name, part.two_mirror_share) for name, part in named),
         ("phase between q and k, degrees", "q, k", result.phase_offset_magnitude),
+        ("heads in which q leads k", "q, k", result.phase_lead_share),
     ]
     return _estimates("How far the two halves agree", rows)
 

@@ -1,8 +1,10 @@
 /* Draws the data of mi_massive.viz.patterns with CircuitsVis. No dependency but the global CircuitsVis. */
 var miMassivePatterns = (function () {
   "use strict";
-  var NEGATIVE = "#d55e00";
-  var POSITIVE = "#0072b2";
+  /* Sky blue and orange of Okabe and Ito: light enough for CircuitsVis to write black on them. */
+  var NEGATIVE = "#e69f00";
+  var POSITIVE = "#56b4e9";
+  var ATTENTION = "#0072b2";
   var ABOVE_DIAGONAL = "rgb(243,242,239)";
   var counter = 0;
 
@@ -65,8 +67,7 @@ var miMassivePatterns = (function () {
       attention: data.patterns[index].weights,
       minValue: -1,
       maxValue: 1,
-      negativeColor: NEGATIVE,
-      positiveColor: POSITIVE,
+      positiveColor: ATTENTION,
       upperTriColor: ABOVE_DIAGONAL,
       maskUpperTri: data.causal,
     }, "width:max(520px, min(100%, 760px))");

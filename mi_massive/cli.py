@@ -1,0 +1,257 @@
+"""The command line: arguments in, library calls, tables or JSON out."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mi_massive import _options as opt
+from mi_massive._terminal import print_claims, print_json, print_records, print_result, progress
+from mi_massive.axes import PROJECTIONS
+from mi_massive.bands import BandsConfig, bands
+from mi_massive.concentration import ConcentrationConfig, concentration
+from mi_massive.records import save_result
+from mi_massive.symmetry import SymmetryConfig, symmetry
+
+_CONCENTRATION, _BANDS, _SYMMETRY = ConcentrationConfig(), BandsConfig(), SymmetryConfig()
+
+app = typer.Typer(
+    name="mi-massive",
+    help="Measure concentrated massive values in attention queries and keys.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one sentence and a non-zero exit status."""
+    from mi_massive.models import UnsupportedModelError
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing half-written was left behind", status=130)
+    except OSError as error:
+        _fail(error.strerror if error.strerror and not error.filename else str(error))
+    except (ValueError, RuntimeError, UnsupportedModelError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def report(
+    model: opt.Model,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    control: Annotated[
+        str, typer.Option(help="Model without RoPE to compare with; 'none' for no control.")
+    ] = "all-minilm-l6-v2",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a report of another model in the folder.")
+    ] = False,
+    prompts: opt.Prompts = None,
+    column: opt.Column = "text",
+    limit: opt.Limit = None,
+    max_length: opt.MaxLength = None,
+    skip_first: opt.SkipFirst = False,
+    ratio: opt.Ratio = _CONCENTRATION.ratio,
+    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    revision: opt.Revision = None,
+    trust_remote_code: opt.Trust = False,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Measure a model and write a page on its massive values."""
+    from mi_massive.report import build_report
+    from mi_massive.report.folder import require_replaceable
+    from mi_massive.study import StudyConfig, run_study
+
+    require_replaceable(out.resolve(), model=model, overwrite=overwrite)
+    texts = opt.read_texts(prompts, column, limit)
+    subject = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    other = None if control == "none" else opt.load(control, device, dtype, None, False, quiet)
+    config = StudyConfig(
+        concentration=ConcentrationConfig(ratio=ratio),
+        bands=BandsConfig(ratio=ratio),
+        symmetry=SymmetryConfig(ratio=ratio),
+        batch_size=batch_size,
+        max_length=max_length,
+        skip_first=skip_first,
+    )
+    with progress(len(texts) * (1 if other is None else 2), quiet=quiet) as advance:
+        results = run_study(subject, texts, control=other, config=config, on_progress=advance)
+    page = build_report(results, out, overwrite=overwrite)
+    if as_json:
+        typer.echo((page.parent / "summary.json").read_text(encoding="utf-8"))
+        return
+    if not quiet:
+        print_claims(results.scoreboard.claims)
+    typer.echo(f"report: {page.resolve()}")
+
+
+@app.command("concentration")
+def concentration_command(
+    model: opt.Model,
+    *,
+    prompts: opt.Prompts = None,
+    column: opt.Column = "text",
+    limit: opt.Limit = None,
+    chat: opt.Chat = False,
+    max_length: opt.MaxLength = None,
+    skip_first: opt.SkipFirst = False,
+    ratio: opt.Ratio = _CONCENTRATION.ratio,
+    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    revision: opt.Revision = None,
+    trust_remote_code: opt.Trust = False,
+    save: opt.Save = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """How many massive dimensions q, k and v have, where, and against which null (C1, C2, C9)."""
+    config = ConcentrationConfig(ratio=ratio)
+    capture = opt.CaptureOptions(
+        prompts, column, limit, chat, max_length, skip_first, batch_size, save
+    )
+    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    result = concentration(capture.norms(loaded, quiet=quiet), config=config)
+    facts: dict[str, Any] = {
+        f"massive_{p}": [int(n) for n in getattr(result, p).massive.sum(dim=(1, 2))]
+        for p in PROJECTIONS
+    }
+    facts["first_layer"] = result.first_layer
+    _finish(result, facts, save, as_json=as_json)
+
+
+@app.command("bands")
+def bands_command(
+    model: opt.Model,
+    *,
+    prompts: opt.Prompts = None,
+    column: opt.Column = "text",
+    limit: opt.Limit = None,
+    chat: opt.Chat = False,
+    max_length: opt.MaxLength = None,
+    skip_first: opt.SkipFirst = False,
+    ratio: opt.Ratio = _BANDS.ratio,
+    n_bands: Annotated[int, typer.Option(min=1, help="Bands, from fast to slow.")] = _BANDS.n_bands,
+    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    revision: opt.Revision = None,
+    trust_remote_code: opt.Trust = False,
+    save: opt.Save = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Where energy and massive dimensions lie on the frequency axis of RoPE (C8)."""
+    config = BandsConfig(ratio=ratio, n_bands=n_bands)
+    capture = opt.CaptureOptions(
+        prompts, column, limit, chat, max_length, skip_first, batch_size, save
+    )
+    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    result = bands(capture.norms(loaded, quiet=quiet), config=config)
+    facts = {
+        f"band_energy_{p}": [
+            round(float(x), 4) for x in getattr(result, p).band_energy.nanmean(dim=0)
+        ]
+        for p in PROJECTIONS
+    }
+    _finish(result, facts, save, as_json=as_json)
+
+
+@app.command("symmetry")
+def symmetry_command(
+    model: opt.Model,
+    *,
+    prompts: opt.Prompts = None,
+    column: opt.Column = "text",
+    limit: opt.Limit = None,
+    chat: opt.Chat = False,
+    max_length: opt.MaxLength = None,
+    skip_first: opt.SkipFirst = False,
+    ratio: opt.Ratio = _SYMMETRY.ratio,
+    max_gap: Annotated[
+        int, typer.Option(min=1, help="Massive dimensions at most this far apart are one cluster.")
+    ] = _SYMMETRY.max_gap,
+    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    revision: opt.Revision = None,
+    trust_remote_code: opt.Trust = False,
+    save: opt.Save = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Whether massive dimensions come in two mirror clusters, one in each half of the head (C8)."""
+    config = SymmetryConfig(ratio=ratio, max_gap=max_gap)
+    capture = opt.CaptureOptions(
+        prompts, column, limit, chat, max_length, skip_first, batch_size, save
+    )
+    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    result = symmetry(capture.norms(loaded, quiet=quiet), config=config)
+    _finish(result, {"layout": result.layout}, save, as_json=as_json)
+
+
+@app.command()
+def models(*, as_json: opt.AsJson = False) -> None:
+    """List built-in models with their state, and the model families that are proven to work."""
+    from mi_massive.models.cache import find_cached
+    from mi_massive.models.families import FAMILIES
+    from mi_massive.models.wheel import BUILT_IN
+
+    built_in = [
+        {
+            "name": entry.name,
+            "state": "in the cache" if find_cached(entry.key) else "fetched at first use",
+            "wheel_mb": round(entry.wheel_size / 1e6),
+            "licence": entry.licence,
+            "summary": entry.summary,
+        }
+        for entry in BUILT_IN.values()
+    ]
+    families = [dataclasses.asdict(family) for family in FAMILIES]
+    if as_json:
+        print_json({"built_in": built_in, "families": families})
+        return
+    print_records("Built-in models", built_in)
+    print_records("Families (transformers model type)", families)
+
+
+@app.command()
+def doctor(
+    model: opt.Model,
+    *,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    revision: opt.Revision = None,
+    trust_remote_code: opt.Trust = False,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Measure what can be trusted on a model; exit status 1 if a check deviates."""
+    from mi_massive.doctor import diagnose
+
+    result = diagnose(opt.load(model, device, dtype, revision, trust_remote_code, quiet))
+    checks = [dataclasses.asdict(check) for check in result.checks]
+    if as_json:
+        print_json({"model": model, "healthy": result.healthy, "checks": checks})
+    else:
+        print_records(model, checks)
+    raise typer.Exit(0 if result.healthy else 1)
+
+
+def _finish(result: Any, facts: dict[str, Any], save: Path | None, *, as_json: bool) -> None:
+    if save is not None:
+        save_result(result, save)
+    print_result(result, facts, as_json=as_json)
+
+
+def _fail(sentence: str, *, status: int = 1) -> None:
+    typer.echo(f"error: {sentence}", err=True)
+    sys.exit(status)

@@ -1,0 +1,382 @@
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import chromium
+import pandas as pd
+import pytest
+import sample_results as sample
+from chromium import visit
+
+import mi_massive.report as report_module
+from mi_massive.report import ReportResults, build_report, folder
+from mi_massive.report.page import render_page
+from mi_massive.report.text import interval, number, p_value
+
+EVIL = (
+    "</script><script>window.hit=1</script>",
+    "<img src=x onerror='window.hit=2'>",
+    "<!--",
+    "&lt;b&gt;",
+    "a\u2028b\u2029c",
+)
+
+
+def results(**changes) -> ReportResults:
+    fields = {
+        "scoreboard": sample.scoreboard_result(),
+        "concentration": sample.concentration_with_nan(),
+        "bands": sample.bands_result(),
+        "symmetry": sample.symmetry_result(),
+        "patterns": sample.patterns_result(),
+        "control": sample.control_result(),
+        "notes": ("The default prompts are English prose.", "patterns: Chosen by largest norm."),
+    }
+    return ReportResults(**(fields | changes))
+
+
+def bare(model="smollm2-135m-instruct", **changes) -> ReportResults:
+    """A report without figures that take long: the folder's tests need no more."""
+    few = sample.norms(2, 2, peak=9.0, seed=1)
+    fields = {
+        "scoreboard": sample.scoreboard_result(model),
+        "concentration": sample.concentration_result(q=few, model=model),
+        "bands": None,
+        "symmetry": None,
+        "patterns": None,
+        "control": None,
+        "notes": ("bands: The model has no rotary position embeddings.",),
+    }
+    return ReportResults(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    return build_report(results(), tmp_path_factory.mktemp("report") / "out")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium.chromium() as started:
+        yield started
+
+
+# --- the page in a browser ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(browser, page):
+    """The page on a desktop, light, with everything drawn."""
+    with visit(browser, page) as seen:
+        seen.draw_everything()
+        yield seen
+        assert seen.requests == []
+        assert seen.messages == []
+
+
+def test_the_page_draws_everything_without_a_request_or_a_console_message(drawn):
+    find = drawn.page.locator
+    assert find("table.scoreboard tbody tr").count() == len(sample.scoreboard_result().claims)
+    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 6
+    assert find(".mi-strip .colored-tokens").count() == 4
+    assert find(".mi-patterns canvas").count() == 1
+    assert drawn.page.evaluate("document.querySelector('.mi-patterns canvas').width") > 200
+    assert drawn.overflow() == 0
+    assert drawn.requests == []
+    assert drawn.messages == []
+
+
+def test_the_slider_is_reached_and_moved_by_keyboard_and_changes_the_layer(drawn):
+    cell = "document.querySelector('#figure-heads .canvas').data[0].z[0][0]"
+    crossed = "document.querySelector('#figure-heads .canvas').data[2].x.length"
+    before = drawn.page.evaluate(cell)
+    drawn.page.focus("#layer-heads")
+    for _ in range(4):
+        drawn.page.keyboard.press("ArrowRight")
+    drawn.page.wait_for_selector("#figure-heads[data-layer='4']")
+    assert drawn.page.evaluate(cell) != before
+    assert drawn.page.evaluate(crossed) == sample.D_HEAD
+    assert drawn.page.locator("#layer-heads").get_attribute("aria-valuetext") == "layer 4"
+    assert drawn.page.locator("#figure-heads output").inner_text() == "4"
+
+
+def test_figures_keep_their_height_when_the_window_changes(drawn):
+    heights = "() => Array.from(document.querySelectorAll('.canvas')).map(box => box.scrollHeight)"
+    before = drawn.page.evaluate(heights)
+    drawn.page.set_viewport_size({"width": 900, "height": 700})
+    drawn.page.wait_for_function("() => document.querySelector('.canvas')._fullLayout.width < 900")
+    assert drawn.page.evaluate(heights) == before
+    assert min(before) > 300
+    assert drawn.overflow() == 0
+    drawn.page.set_viewport_size(chromium.DESKTOP)
+
+
+def test_choosing_another_head_draws_its_pattern(drawn):
+    drawn.page.get_by_label("L20H6", exact=True).check()
+    card = "[aria-label='Attention pattern of L20H6'] canvas"
+    assert drawn.page.wait_for_selector(card).is_visible()
+
+
+def test_text_has_enough_contrast_on_a_light_ground(drawn):
+    pairs = drawn.page.evaluate(_CONTRAST)
+    assert len(pairs) > 50
+    assert [pair for pair in pairs if pair["ratio"] < 4.5] == []
+
+
+def test_the_first_stop_of_the_keyboard_is_the_skip_link(browser, page):
+    with visit(browser, page) as seen:
+        seen.page.keyboard.press("Tab")
+        focused = "document.activeElement"
+        assert seen.page.evaluate(f"{focused}.getAttribute('href')") == "#scoreboard"
+        assert seen.page.evaluate(f"{focused}.getBoundingClientRect().left") >= 0
+
+
+def test_a_phone_has_no_sideways_scroll_and_stacked_panels(browser, page):
+    with visit(browser, page, size=chromium.PHONE) as seen:
+        seen.draw_everything()
+        assert seen.overflow() == 0
+        layout = "document.querySelector('#figure-heads .canvas')._fullLayout"
+        assert seen.page.evaluate(f"{layout}.xaxis2.domain") == [0, 1]
+        tops = seen.page.evaluate(
+            f"[1, 2, 3].map(i => {layout}['yaxis' + (i > 1 ? i : '')]._offset)"
+        )
+        assert tops == sorted(tops)
+        assert tops[0] < tops[2]
+        assert seen.messages == []
+
+
+def test_a_dark_reader_gets_a_dark_page_and_repainted_figures_also_when_it_changes(browser, page):
+    color = "getComputedStyle(document.body).backgroundColor"
+    line = "document.querySelector('#figure-curve .canvas').data[2].line.color"
+    with visit(browser, page, scheme="dark") as seen:
+        seen.draw_everything()
+        assert seen.page.evaluate(color) == "rgb(22, 23, 25)"
+        assert seen.page.evaluate(line) == "#56b4e9"
+        assert [pair for pair in seen.page.evaluate(_CONTRAST) if pair["ratio"] < 4.5] == []
+        seen.page.emulate_media(color_scheme="light")
+        seen.page.wait_for_function(f"() => {line} === '#0072b2'")
+        assert seen.page.evaluate(color) == "rgb(255, 254, 252)"
+        assert seen.messages == []
+
+
+def test_without_script_the_scoreboard_and_tables_are_there(browser, page):
+    with visit(browser, page, java_script_enabled=False) as seen:
+        text = seen.page.locator("body").inner_text()
+        assert "RoPE causes the concentration." in text
+        assert "inconclusive" in text
+        assert "This figure needs script; the tables hold the numbers." in text
+        assert seen.page.locator("table.plain").count() > 5
+
+
+def test_text_from_model_and_user_stays_text(browser, tmp_path):
+    model = EVIL[0] + EVIL[1]
+    tokens = EVIL + sample.TOKENS
+    source = sample.provenance(model)
+    evil = results(
+        scoreboard=sample.scoreboard_result(model),
+        concentration=sample.concentration_result(model=model),
+        bands=replace(sample.bands_result(), provenance=source),
+        symmetry=replace(sample.symmetry_result(), provenance=source),
+        patterns=replace(sample.patterns_result(tokens), provenance=source),
+        notes=(EVIL[0] + "\ud800", f"bands: {EVIL[1]}"),
+    )
+    with visit(browser, build_report(evil, tmp_path / "evil")) as seen:
+        seen.draw_everything()
+        assert seen.page.evaluate("window.hit") is None
+        assert EVIL[0] in seen.page.locator("h1").inner_text()
+        shown = seen.page.locator(".colored-tokens").first.inner_text().replace("\u2060", "")
+        for token in EVIL[:4]:
+            assert token.replace(" ", "\u00a0") in shown
+        assert seen.page.locator("main img").count() == 0
+        assert seen.requests == []
+        assert seen.messages == []
+
+
+# --- the page as text ---------------------------------------------------------------------------
+
+
+def test_the_page_is_small_self_contained_and_carries_each_library_once(page):
+    text = page.read_text(encoding="utf-8")
+    assert len(text.encode()) < 8_000_000
+    assert text.count("var CircuitsVis=") == 1
+    assert text.count("* plotly.js v") == 1
+    assert "default-src 'none'" in text
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"<(link|img|iframe|script)[^>]+(src|href)=\"(?!data:)", markup)
+
+
+def test_the_same_results_give_the_same_page():
+    assert render_page(bare()) == render_page(bare())
+
+
+def test_an_absent_section_says_why():
+    text = render_page(bare())
+    assert text.count("This part is not in this report.") == 4
+    assert "The model has no rotary position embeddings." in text
+    assert text.count("The run gave no reason.") == 3
+    assert "var CircuitsVis=" not in text
+
+
+def test_results_of_two_models_are_refused():
+    with pytest.raises(ValueError, match="must be of one model, got 'other' and 'smollm2"):
+        bare("other", scoreboard=sample.scoreboard_result())
+
+
+def test_a_page_beyond_the_limit_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_module, "MAX_PAGE_BYTES", 1_000_000)
+    with pytest.raises(ValueError, match="a page of at most 1,000,000 bytes, got 4,"):
+        build_report(bare(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (3.4242, "3.42"),
+        (-0.41, "−0.410"),
+        (1234.5, "1,234"),
+        (0.0, "0"),
+        (7.0, "7"),
+        (0.00012, "1.20e−04"),
+        (math.nan, "undefined"),
+        (math.inf, "∞"),
+    ],
+)
+def test_numbers_have_three_significant_digits(value, shown):
+    assert number(value) == shown
+
+
+def test_undefined_intervals_and_p_values_say_so():
+    assert interval(sample.estimate(math.nan)) == "undefined"
+    assert (p_value(math.nan), p_value(0.0002), p_value(0.0312)) == (
+        "not tested",
+        "< 0.001",
+        "0.031",
+    )
+
+
+# --- summary and tables -------------------------------------------------------------------------
+
+
+def test_the_summary_holds_the_scoreboard_and_writes_undefined_as_null(page):
+    document = json.loads((page.parent / "summary.json").read_text(encoding="utf-8"))
+    assert set(document) == {"model", "claims", "provenance"}
+    assert document["model"] == "smollm2-135m-instruct"
+    claims = {claim["id"]: claim for claim in document["claims"]}
+    first = sample.scoreboard_result().claims[0]
+    assert claims["C1"]["effect"] == first.estimate.effect
+    assert claims["C1"]["interval"] == [first.estimate.low, first.estimate.high]
+    assert {"id", "statement", "verdict", "effect", "interval", "n", "test"} <= set(claims["C1"])
+    assert claims["C8c"]["effect"] is None
+    assert claims["C8c"]["interval"] == [None, None]
+    assert document["provenance"]["prompts_digest"] == "4f1c" * 16
+
+
+def test_every_result_has_a_table_with_unrounded_numbers(page):
+    names = {file.stem for file in page.parent.glob("*.parquet")}
+    expected = {"scoreboard", "concentration", "bands", "symmetry", "patterns", "control"}
+    assert names == expected
+    frame = pd.read_parquet(page.parent / "concentration.parquet")
+    part = sample.concentration_with_nan().q
+    one = frame.query("projection == 'q' and layer == 9 and head == 3")
+    assert float(one["max_over_mean"].item()) == float(part.max_over_mean[9, 3])
+    undefined = frame.query("projection == 'q' and layer == 4 and head == 2")
+    assert undefined["max_over_mean"].isna().all()
+
+
+# --- the folder ---------------------------------------------------------------------------------
+
+
+def test_a_second_run_on_the_same_model_replaces_the_report_whole(tmp_path):
+    out = tmp_path / "deep" / "out"
+    build_report(bare(control=sample.control_result()), out)
+    assert (out / "control.parquet").exists()
+    build_report(bare(), out)
+    assert not (out / "control.parquet").exists()
+    assert [entry.name for entry in out.parent.iterdir()] == ["out"]
+
+
+def test_another_models_report_is_kept_unless_told_otherwise(tmp_path):
+    build_report(bare("first"), tmp_path / "out")
+    with pytest.raises(FileExistsError, match=r"got a report on 'first' at .*overwrite=True"):
+        build_report(bare("second"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["model"] == "first"
+    build_report(bare("second"), tmp_path / "out", overwrite=True)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["model"] == "second"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_other_peoples_files_are_never_deleted(tmp_path, overwrite):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "figures").mkdir()
+    if overwrite:
+        build_report(bare(), tmp_path, overwrite=True)
+        assert (tmp_path / "report.html").exists()
+    else:
+        with pytest.raises(FileExistsError, match=r"other files \(figures, thesis.tex\)"):
+            build_report(bare(), tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "figures").is_dir()
+
+
+def test_a_foreign_file_beside_a_report_is_refused_and_kept(tmp_path):
+    build_report(bare(), tmp_path / "out")
+    (tmp_path / "out" / "remarks.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"other files \(remarks.md\)"):
+        build_report(bare(), tmp_path / "out")
+    assert (tmp_path / "out" / "remarks.md").read_text() == "mine"
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(FileExistsError, match="must be a folder or new, got the file"):
+        build_report(bare(), tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize("moment", ["while filling", "while swapping"])
+def test_an_interrupt_leaves_the_old_report(tmp_path, monkeypatch, moment):
+    out = tmp_path / "out"
+    build_report(bare(), out)
+    before = {entry.name: entry.read_bytes() for entry in out.iterdir()}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    if moment == "while filling":
+        monkeypatch.setattr(report_module, "_frames", interrupted)
+    else:
+        real = folder.os.replace
+
+        def replace_or_stop(source, target):
+            if ".new-" in str(source):
+                raise KeyboardInterrupt
+            real(source, target)
+
+        monkeypatch.setattr(folder.os, "replace", replace_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        build_report(bare(notes=("new",)), out)
+    monkeypatch.undo()
+    assert {entry.name: entry.read_bytes() for entry in out.iterdir()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+_CONTRAST = """() => {
+  const rgb = text => text.match(/[0-9.]+/g).map(Number);
+  const light = c => { const [r, g, b] = c.slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const ground = node => { for (; node; node = node.parentElement) {
+    const c = rgb(getComputedStyle(node).backgroundColor);
+    if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const found = [];
+  for (const node of document.querySelectorAll(
+      'h1, h2, h3, p, dt, dd, li, th, td, a, span, figcaption, strong, summary, label, output')) {
+    if (!node.innerText || !node.innerText.trim() || !node.checkVisibility()) continue;
+    const [a, b] = [light(rgb(getComputedStyle(node).color)), light(ground(node))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    found.push({ text: node.innerText.slice(0, 30), ratio });
+  }
+  return found;
+}"""

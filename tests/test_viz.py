@@ -1,0 +1,376 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sample_results as sample
+import torch
+
+from mi_massive import viz
+from mi_massive.viz import patterns as patterns_module
+from mi_massive.viz import save as save_module
+from mi_massive.viz.base import over_head_mean
+from mi_massive.viz.patterns import (
+    circuitsvis_bundle,
+    display_token,
+    json_for_html,
+    patterns_data,
+    script_for_html,
+)
+
+N_TRACES_PER_PANEL = 5
+CELLS, FLAGS, UNDEFINED, BEYOND, MASSIVE = range(N_TRACES_PER_PANEL)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return sample.concentration_result()
+
+
+@pytest.fixture(scope="module")
+def with_nan():
+    return sample.concentration_with_nan()
+
+
+def planted(layer, head, dimension, value):
+    q = torch.ones(sample.N_LAYERS, sample.N_HEADS, sample.D_HEAD)
+    q[layer, head, dimension] = value
+    return sample.concentration_result(q=q)
+
+
+def legend(figure):
+    return {trace.name for trace in figure.data if trace.showlegend and trace.name}
+
+
+def trace(figure, panel, kind):
+    return figure.data[panel * N_TRACES_PER_PANEL + kind]
+
+
+# --- heads --------------------------------------------------------------------------------------
+
+
+def test_heads_show_a_planted_dimension_at_its_head_and_column_in_its_layer_only():
+    figure = viz.plot_heads(planted(3, 2, 17, 33.0), layer=3)
+    mean = (sample.D_HEAD - 1 + 33.0) / sample.D_HEAD
+    cells = trace(figure, 0, CELLS).z
+    assert cells[2][17] == pytest.approx(33.0 / mean, rel=5e-3)
+    assert max(max(row) for at, row in enumerate(cells) if at != 2) == pytest.approx(1.0)
+    assert list(trace(figure, 0, MASSIVE).x), list(trace(figure, 0, MASSIVE).y) == ([17], ["2"])
+    other = next(frame for frame in figure.frames if frame.name == "4")
+    assert max(max(row) for row in other.data[CELLS].z) == pytest.approx(1.0)
+
+
+def test_head_multiples_equal_the_norm_over_the_plain_mean(result):
+    for part in (result.q, result.k, result.v):
+        torch.testing.assert_close(
+            over_head_mean(part), part.norms / part.norms.mean(dim=-1, keepdim=True)
+        )
+
+
+def test_every_layer_has_a_frame_that_changes_every_trace(result):
+    figure = viz.plot_heads(result)
+    assert [frame.name for frame in figure.frames] == [str(block) for block in result.layers]
+    assert all(len(frame.data) == len(figure.data) for frame in figure.frames)
+    assert [step.label for step in figure.layout.sliders[0].steps] == list(map(str, result.layers))
+    shown = [frame.data[CELLS].z[0][0] for frame in figure.frames]
+    assert len(set(shown)) > sample.N_LAYERS / 2
+
+
+def test_keys_and_values_keep_their_own_number_of_heads(result):
+    figure = viz.plot_heads(result)
+    assert [len(trace(figure, panel, CELLS).z) for panel in range(3)] == [9, 3, 3]
+
+
+def test_undefined_cells_are_grey_crossed_and_counted(with_nan):
+    figure = viz.plot_heads(with_nan, layer=4)
+    assert set(trace(figure, 0, CELLS).z[2]) == {None}
+    assert set(trace(figure, 0, FLAGS).z[2]) == {0.0}
+    assert set(trace(figure, 0, UNDEFINED).y) == {"2"}
+    assert len(trace(figure, 0, UNDEFINED).x) == sample.D_HEAD
+    assert "undefined: 64 of 28,800 cells" in legend(figure)
+
+
+def test_cells_beyond_the_range_are_marked_with_their_true_value_and_counted(result):
+    figure = viz.plot_heads(result, layer=29, color_max=6.0)
+    values = over_head_mean(result.q)[29]
+    beyond = (values > 6).nonzero().tolist()
+    assert beyond
+    marks = trace(figure, 0, BEYOND)
+    assert sorted(zip(marks.y, marks.x, strict=True)) == sorted((str(h), d) for h, d in beyond)
+    head, dimension = beyond[0]
+    assert trace(figure, 0, CELLS).z[head][dimension] is None
+    assert trace(figure, 0, FLAGS).z[head][dimension] == 1.0
+    shown = trace(figure, 0, FLAGS).text[head][dimension]
+    assert float(shown.split(" ")[0]) == pytest.approx(float(values[head, dimension]), rel=5e-3)
+    n = sum(int((over_head_mean(part) > 6).sum()) for part in (result.q, result.k, result.v))
+    assert f"beyond the range (> 6): {n:,} cells" in legend(figure)
+
+
+def test_nothing_is_beyond_the_default_range_and_the_range_is_written_at_the_bar(result):
+    figure = viz.plot_heads(result)
+    axis = figure.layout.coloraxis
+    highest = max(float(over_head_mean(part).max()) for part in (result.q, result.k, result.v))
+    assert (axis.cmin, axis.cmax) == (0, pytest.approx(highest))
+    assert (axis.colorbar.tickvals[0], axis.colorbar.tickvals[-1]) == (0, axis.cmax)
+    assert not any("beyond" in name for name in legend(figure))
+
+
+def test_a_model_without_one_finite_norm_still_gives_a_figure_of_undefined_cells():
+    nothing = torch.full((2, 3, 8), torch.nan)
+    figure = viz.plot_heads(sample.concentration_result(q=nothing, k=nothing, v=nothing))
+    assert figure.layout.coloraxis.cmax == 1
+    assert "undefined: 144 of 144 cells" in legend(figure)
+
+
+def test_a_layer_that_is_not_there_is_refused(result):
+    with pytest.raises(ValueError, match=r"layer must be one of \[0, 1, .*block indices\), got 30"):
+        viz.plot_heads(result, layer=30)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_colour_range_without_width_is_refused(result, value):
+    with pytest.raises(ValueError, match="color_max must be finite and positive"):
+        viz.plot_layers(result, color_max=value)
+
+
+# --- layers -------------------------------------------------------------------------------------
+
+
+def test_layers_show_the_largest_head_or_the_mean_over_heads():
+    result = planted(5, 1, 40, 33.0)
+    peak = over_head_mean(result.q)[5, 1, 40].item()
+    largest = viz.plot_layers(result, over_heads="max")
+    mean = viz.plot_layers(result, over_heads="mean")
+    expected = over_head_mean(result.q)[5, :, 40].mean().item()
+    assert trace(largest, 0, CELLS).z[5][40] == pytest.approx(peak, rel=5e-3)
+    assert trace(mean, 0, CELLS).z[5][40] == pytest.approx(expected, rel=5e-3)
+
+
+def test_one_undefined_head_makes_its_layer_undefined_not_smaller(with_nan):
+    figure = viz.plot_layers(with_nan, over_heads="mean")
+    assert set(trace(figure, 0, UNDEFINED).y) == {"4"}
+    assert "undefined: 64 of 5,760 cells" in legend(figure)
+
+
+# --- curve --------------------------------------------------------------------------------------
+
+
+def test_the_curve_and_its_interval_are_those_of_the_result(result):
+    figure = viz.plot_curve(result)
+    high, low, line = figure.data[:3]
+    assert list(line.y) == pytest.approx(result.q.curve.tolist(), rel=1e-3)
+    assert list(high.y) == pytest.approx(result.q.curve_high.tolist(), rel=1e-3)
+    assert list(low.y) == pytest.approx(result.q.curve_low.tolist(), rel=1e-3)
+    assert low.fill == "tonexty"
+
+
+def test_an_undefined_layer_is_a_gap_in_the_curve_and_counted(with_nan):
+    line = viz.plot_curve(with_nan).data[5]
+    assert line.y[7] is None
+    assert line.name == "Keys (undefined layers: 1)"
+
+
+def test_the_control_stands_beside_the_model_on_the_same_scale(result):
+    figure = viz.plot_curve(result, control=sample.control_result())
+    assert figure.layout.yaxis.range == figure.layout.yaxis2.range
+    assert [a.text for a in figure.layout.annotations[:2]] == [
+        "<b>smollm2-135m-instruct</b>",
+        "<b>Control: all-minilm-l6-v2</b>",
+    ]
+    assert list(figure.data[11].x) == list(range(6))
+
+
+def test_the_first_layer_is_marked_only_where_there_is_one(result):
+    assert viz.plot_curve(result).layout.shapes[0].x0 == 0
+    assert viz.plot_curve(sample.control_result()).layout.shapes == ()
+
+
+def test_a_model_name_is_shown_as_text_and_not_as_markup():
+    result = sample.concentration_result(model="<a href='https://x.test'>&</a>")
+    title = viz.plot_curve(result).layout.annotations[0].text
+    assert title == "<b>&lt;a href='https://x.test'&gt;&amp;&lt;/a&gt;</b>"
+
+
+# --- wavelengths --------------------------------------------------------------------------------
+
+
+def test_energy_planted_in_one_pair_peaks_at_its_wavelength():
+    result = sample.bands_result()
+    share = torch.full_like(result.q.energy_share, 0.5 / (sample.N_PAIRS - 1))
+    share[..., 20] = 0.5
+    figure = viz.plot_wavelengths(replace(result, q=replace(result.q, energy_share=share)))
+    line = figure.data[0]
+    at = max(range(sample.N_PAIRS), key=lambda pair: line.y[pair])
+    assert line.y[at] == 0.5
+    assert line.x[at] == pytest.approx(sample.WAVELENGTHS[20].item(), rel=1e-3)
+
+
+def test_the_training_context_is_marked_in_every_panel_or_not_at_all():
+    result = sample.bands_result()
+    assert [s.x0 for s in viz.plot_wavelengths(result).layout.shapes] == [8192] * 3
+    assert viz.plot_wavelengths(replace(result, training_context=None)).layout.shapes == ()
+
+
+def test_layers_of_different_wavelengths_are_never_averaged_together():
+    result = sample.bands_result()
+    waves = result.wavelengths.clone()
+    waves[::6] *= 100
+    waves[::6, 30:] = torch.nan
+    names = [t.name for t in viz.plot_wavelengths(replace(result, wavelengths=waves)).data[:3]]
+    assert not any("mean of all layers" in name for name in names)
+    assert [name.split(",")[0] for name in names[:2]] == ["5 layers", "25 layers"]
+
+
+def test_undefined_heads_and_resting_pairs_are_counted_in_the_legend():
+    result = sample.bands_result()
+    share, waves = result.k.energy_share.clone(), result.wavelengths.clone()
+    share[3, 1] = torch.nan
+    waves[:, -1] = torch.inf
+    changed = replace(result, k=replace(result.k, energy_share=share), wavelengths=waves)
+    name = viz.plot_wavelengths(changed).data[0].name
+    assert name == "mean of all layers (left out: 1 undefined heads, 1 pairs that never turn)"
+
+
+# --- halves -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "dimensions"), [("half_split", (5, 37)), ("interleaved", (10, 11))]
+)
+def test_the_two_members_of_a_planted_pair_peak_at_the_same_place(layout, dimensions):
+    q = torch.ones(sample.N_LAYERS, sample.N_HEADS, sample.D_HEAD)
+    for dimension in dimensions:
+        q[2, :, dimension] = 20.0
+    symmetry = replace(sample.symmetry_result(), layout=layout)
+    figure = viz.plot_halves(
+        symmetry, sample.concentration_result(q=q), n_pairs=sample.N_PAIRS, layer=2
+    )
+    first, second = figure.data[1].y, figure.data[3].y
+    assert max(range(32), key=lambda pair: first[pair]) == 5
+    assert list(first) == list(second)
+
+
+def test_halves_leave_dimensions_out_that_do_not_rotate():
+    q = torch.ones(sample.N_LAYERS, sample.N_HEADS, sample.D_HEAD)
+    q[..., 60] = 20.0
+    figure = viz.plot_halves(sample.symmetry_result(), sample.concentration_result(q=q), n_pairs=16)
+    assert len(figure.data[1].y) == 16
+    assert max(figure.data[1].y) < 1
+
+
+def test_halves_of_two_models_or_too_many_pairs_are_refused(result):
+    symmetry = sample.symmetry_result()
+    with pytest.raises(ValueError, match=r"must be of the same model, got 'smollm2.*' and 'other'"):
+        viz.plot_halves(symmetry, sample.concentration_result(model="other"), n_pairs=32)
+    with pytest.raises(ValueError, match="n_pairs must be between 1 and 32"):
+        viz.plot_halves(symmetry, result, n_pairs=33)
+
+
+# --- patterns -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "token", ["</script>", "<!--", "<img src=x onerror=alert(1)>", "&lt;", "&#60;", "a\u2028b", ""]
+)
+def test_no_token_can_become_markup(token):
+    shown = display_token(token)
+    assert not re.search(r"<[a-zA-Z/!?]|&[a-zA-Z0-9#]", shown)
+    assert shown.replace("\u2060", "") == (token or "∅")
+    assert not re.search(r"[<>&\u2028\u2029]", json_for_html([token]))
+    assert json.loads(json_for_html([token])) == [token]
+
+
+def test_a_script_cannot_end_its_element_early():
+    text = script_for_html('a = "</script><!--";\r\nb')
+    assert "</script" not in text
+    assert "<!--" not in text
+    assert "\r" not in text
+
+
+def test_views_carry_one_bundle_rounded_values_and_no_address():
+    html = viz.view_patterns(sample.patterns_result())
+    assert html.count("var CircuitsVis=") == 1
+    assert "unpkg" not in html
+    assert "sourceMappingURL" not in html
+    assert len(html) < len(circuitsvis_bundle()) + 60_000
+    data = patterns_data(sample.patterns_result())
+    weights = [w for p in data["patterns"] for row in p["weights"] for w in row]
+    assert all(float(f"{w:.3g}") == w for w in weights)
+
+
+def test_a_head_seen_in_q_and_in_k_gives_two_strips_and_one_pattern():
+    data = patterns_data(sample.patterns_result())
+    assert [p["label"] for p in data["patterns"]] == ["L9H3", "L20H6"]
+    assert data["strips"][1]["label"] == "L9H3, k dimension 25"
+    limit = data["strips"][0]["limit"]
+    assert limit == pytest.approx(max(map(abs, data["strips"][0]["values"])))
+
+
+def test_the_upper_triangle_is_masked_only_for_causal_attention():
+    result = sample.patterns_result()
+    even = torch.full((len(result.tokens),) * 2, 1 / len(result.tokens))
+    both = replace(result, heads=tuple(replace(view, pattern=even) for view in result.heads))
+    assert patterns_data(result)["causal"] is True
+    assert patterns_data(both)["causal"] is False
+
+
+def test_too_many_weights_undefined_values_and_no_head_are_refused(monkeypatch):
+    result = sample.patterns_result()
+    monkeypatch.setattr(patterns_module, "MAX_WEIGHTS", 1000)
+    expected = (
+        r"at most 1,000 attention weights, got 2,178 \(2 heads x 33 x 33 tokens\); show fewer"
+    )
+    with pytest.raises(ValueError, match=expected):
+        viz.view_patterns(result)
+    monkeypatch.undo()
+    broken = result.heads[0].activations.clone()
+    broken[3] = torch.nan
+    with pytest.raises(ValueError, match="activations of L9H3, q dimension 57 must be finite"):
+        viz.view_patterns(replace(result, heads=(replace(result.heads[0], activations=broken),)))
+    with pytest.raises(ValueError, match="heads must not be empty"):
+        viz.view_patterns(replace(result, heads=()))
+
+
+# --- saving -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser_for_kaleido():
+    pytest.importorskip("kaleido", reason="kaleido is not installed")
+    if viz.find_browser() is None:
+        pytest.skip("no Chromium or Chrome found: apt-get install chromium")
+
+
+def test_figures_are_saved_as_png_and_svg_without_their_slider(
+    result, tmp_path: Path, browser_for_kaleido
+):
+    figure = viz.plot_heads(result)
+    png = viz.save_figure(figure, tmp_path / "new" / "heads.png", scale=1.0)
+    assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    svg = viz.save_figure(figure, tmp_path / "heads.svg").read_text(encoding="utf-8")
+    assert svg.startswith("<svg")
+    assert "Queries, 9 heads" in svg
+    assert "slider-" not in svg
+    assert len(figure.layout.sliders) == 1
+
+
+def test_an_unknown_ending_is_refused(result, tmp_path):
+    with pytest.raises(ValueError, match=r"path must end in one of png, svg, .*got 'heads.bmp'"):
+        viz.save_figure(viz.plot_curve(result), tmp_path / "heads.bmp")
+
+
+def test_a_missing_browser_or_kaleido_is_named_with_its_remedy(result, tmp_path, monkeypatch):
+    figure = viz.plot_curve(result)
+    monkeypatch.setattr(save_module, "find_browser", lambda: None)
+    monkeypatch.setattr(save_module, "_kaleido", lambda: None)
+    with pytest.raises(RuntimeError, match="needs an installed Chromium or Chrome, found none"):
+        viz.save_figure(figure, tmp_path / "curve.png")
+    monkeypatch.undo()
+
+    def absent(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(save_module.importlib, "import_module", absent)
+    with pytest.raises(RuntimeError, match=r"needs kaleido, found none; pip install 'mi-massive"):
+        viz.save_figure(figure, tmp_path / "curve.png")
