@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from mi_massive.axes import Projection
 from mi_massive.records import Provenance
@@ -155,7 +154,10 @@ class AttentionNorms:
         Source:
             Mardia and Jupp, Directional Statistics, section 2.3.
         """
-        return vector_norm(self._phasors(projection, stage).sum(dim=0), dim=-1) / self._n_phasors()
+        return (
+            self._phasors(projection, stage).sum(dim=0).square().sum(dim=-1).sqrt()
+            / self._n_phasors()
+        )
 
     def rotating(self) -> Bool[Tensor, "layer"]:
         """True for layers that rotate their queries and keys."""

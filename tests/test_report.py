@@ -240,6 +240,7 @@ def test_a_page_beyond_the_limit_is_refused_and_nothing_is_written(tmp_path, mon
         (0.0, "0"),
         (7.0, "7"),
         (0.00012, "1.20e−04"),
+        (-2.4e-19, "0"),
         (math.nan, "undefined"),
         (math.inf, "∞"),
     ],

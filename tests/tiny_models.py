@@ -8,6 +8,7 @@ by itself: layout, frequencies, blocks, heads, and where a layer's projections c
 transformers model and a rotation of its own. Nothing here uses the package.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,11 @@ class Family:
     def build(self) -> PreTrainedModel:
         """The model itself, with random weights."""
         torch.manual_seed(0)
-        model = getattr(transformers, self.model_class)(self.config)
+        # A soft cap on attention logits is computed by the eager kernel alone.
+        softcapped = getattr(self.config, "attn_logit_softcapping", None) is not None
+        model = getattr(transformers, self.model_class)._from_config(
+            copy.deepcopy(self.config), attn_implementation="eager" if softcapped else "sdpa"
+        )
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if weight.dim() > 1:

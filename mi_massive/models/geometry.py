@@ -16,7 +16,6 @@ from typing import Final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.linalg import vector_norm
 
 from mi_massive._checks import require_finite
 from mi_massive.axes import Layout
@@ -73,8 +72,8 @@ def measure_geometry(
     shapes = {(layer.n_heads, layer.n_key_value_heads, layer.d_head) for layer in layers}
     if len(shapes) != 1:
         raise UnsupportedModelError(
-            f"a model must have the same heads in every attention layer, got (heads, key-value "
-            f"heads, d_head) = {sorted(shapes)}; capture its layers as separate models"
+            "a model must have the same heads in every attention layer, whose norms stand in one "
+            f"tensor, got (heads, key-value heads, d_head) = {sorted(shapes)}"
         )
     return ModelGeometry(layers=layers, training_context=training_context)
 
@@ -168,7 +167,7 @@ def _residual(
         predicted = measured[:, :1].expand_as(measured)
         if rotary is not None:
             predicted = rotate(predicted, positions[None], rotary)
-        errors.append(float(vector_norm(measured - predicted) / vector_norm(measured)))
+        errors.append(math.sqrt((measured - predicted).square().sum() / measured.square().sum()))
     return max(errors)
 
 

@@ -41,7 +41,7 @@ def sections(results: ReportResults) -> list[Section]:
     """Every section in the order of the page; one without a result says so."""
     made = [
         _concentration(results.concentration, results.control),
-        _control(results.control) if results.control else _absent("control"),
+        _control(results.control, results.concentration) if results.control else _absent("control"),
         _bands(results.bands) if results.bands else _absent("bands"),
         _symmetry(results.symmetry, results) if results.symmetry else _absent("symmetry"),
         _patterns(results.patterns) if results.patterns else _absent("patterns"),
@@ -65,6 +65,7 @@ _TITLES = {
 
 def _concentration(result: ConcentrationResult, control: ConcentrationResult | None) -> Section:
     ratio = result.config.ratio
+    color_max = _color_max(result)
     return Section(
         word="concentration",
         title=_TITLES["concentration"],
@@ -79,16 +80,17 @@ def _concentration(result: ConcentrationResult, control: ConcentrationResult | N
                 "heads",
                 "Every head of one layer",
                 "One row a head, one column a dimension. Bright columns that run through several "
-                "heads are dimensions the heads share; a dotted cell is massive. One colour range "
-                "serves all layers and all three panels. Move the slider to change the layer.",
-                plot_heads(result),
+                "heads are dimensions the heads share; a dotted cell is massive. One colour range, "
+                "up to twice the threshold, serves all layers and panels; cells beyond it are "
+                "purple with a triangle. Move the slider to change the layer.",
+                plot_heads(result, color_max=color_max),
             ),
             picture(
                 "layers",
                 "All layers at once",
                 "One row a layer, from the input at the top to the output at the bottom; each cell "
                 "is the largest value among the heads of the layer.",
-                plot_layers(result),
+                plot_layers(result, color_max=color_max),
             ),
             picture(
                 "curve",
@@ -109,21 +111,20 @@ def _concentration(result: ConcentrationResult, control: ConcentrationResult | N
     )
 
 
-def _control(result: ConcentrationResult) -> Section:
-    model = result.provenance.model
+def _control(result: ConcentrationResult, model: ConcentrationResult) -> Section:
     return Section(
         word="control",
         title=_TITLES["control"],
         question=(
-            f"The same computation on {model}, whose positions are not rotary. If rotation is "
-            "behind massive values, this model should have none."
+            f"The same computation on {result.provenance.model}, whose positions are not "
+            "rotary. If rotation is behind massive values, this model should have none."
         ),
         pictures=(
             picture(
                 "control-layers",
                 "All layers of the control",
-                "As above, with its own colour range: compare the numbers at the bar.",
-                plot_layers(result),
+                "As above, in the same colour range: a control without massive values stays dark.",
+                plot_layers(result, color_max=_color_max(model)),
             ),
         ),
         tables=(tables.control_table(result),),
@@ -231,6 +232,11 @@ def _n_pairs(results: ReportResults) -> int | None:
     if results.bands is None or bool(results.bands.wavelengths.isnan().any()):
         return None
     return results.bands.wavelengths.shape[1]
+
+
+def _color_max(result: ConcentrationResult) -> float:
+    """Twice the threshold: a few heads far beyond it must not darken all others."""
+    return 2 * result.config.ratio
 
 
 def _absent(word: str) -> Section:

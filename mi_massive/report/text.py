@@ -6,15 +6,19 @@ from mi_massive.stats import Estimate
 
 UNDEFINED = "undefined"
 _MINUS = "\u2212"
+_RESIDUE = 1e-12
+"""Below this a mean of cancelling terms is zero up to rounding."""
 
 
 def number(value: float) -> str:
-    """Three significant digits, thousands grouped, a real minus sign; `undefined` for NaN."""
+    """Three significant digits, thousands grouped; `undefined` for NaN, 0 for rounding residue."""
     if math.isnan(value):
         return UNDEFINED
     if math.isinf(value):
         return "∞" if value > 0 else f"{_MINUS}∞"
-    if value != 0 and abs(value) < 0.001:
+    if abs(value) < _RESIDUE:
+        return "0"
+    if abs(value) < 0.001:
         text = f"{value:.2e}"
     else:
         whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
@@ -48,8 +52,9 @@ def null(estimate: Estimate) -> str:
 
 
 def counted(estimate: Estimate) -> str:
-    """What was counted: `270 heads`."""
-    return f"{estimate.n:,} {estimate.n_of}"
+    """What was counted: `270 heads`, `1 layer`."""
+    unit = estimate.n_of.removesuffix("s") if estimate.n == 1 else estimate.n_of
+    return f"{estimate.n:,} {unit}"
 
 
 def printable(value: str) -> str:

@@ -52,6 +52,7 @@ DARK: Final[dict[str, str]] = {
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SLIDER_SPACE: Final = 72
 """Height that a layer slider takes below its figure, in pixels."""
+_LEGEND_SPACE: Final = 44
 _GAP: Final = 0.06
 
 
@@ -85,7 +86,7 @@ def figure(
     base: Spec = {
         "template": "none",
         "height": height,
-        "margin": {"l": 54, "r": 24, "t": 40, "b": 104, "pad": 2},
+        "margin": {"l": 60, "r": 24, "t": 40, "b": 104, "pad": 2},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": FONT, "size": 13, "color": INK},
@@ -106,6 +107,9 @@ def figure(
         base[_axis_key("y", panel)] = _axis(y) | {"anchor": _axis_id("x", panel)}
         if panel:
             base[_axis_key("y", panel)].pop("title", None)
+    if not any(trace.get("name") and trace.get("showlegend", True) for trace in traces):
+        base["height"] -= _LEGEND_SPACE
+        base["margin"]["b"] -= _LEGEND_SPACE
     if frames:
         base["height"] += SLIDER_SPACE
         base["margin"]["b"] += SLIDER_SPACE

@@ -146,7 +146,7 @@ def color_axis(scale: Scale, *, ratio: float) -> Spec:
         "cmax": scale.limit,
         "colorscale": "Cividis",
         "colorbar": {
-            "title": {"text": "norm /<br>head mean<br> ", "side": "top", "font": {"size": 12}},
+            "title": {"text": "norm /<br>head mean<br>\u00a0", "side": "top", "font": {"size": 12}},
             "tickvals": ticks,
             "ticktext": [f"{tick:.3g}" for tick in ticks],
             "thickness": 12,
