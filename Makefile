@@ -30,11 +30,9 @@ test: setup  ## Format, lint, types, tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-# An earlier report is kept beside the new one, once.
+# The folder is this target's own: a report of another MODEL in it is replaced.
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
-	@if [ -e report ]; then rm -rf report.previous && mv report report.previous; fi
-	$(BIN)/mi-massive report $(MODEL) --out report
-	@echo "The page lies at $(CURDIR)/report/report.html"
+	$(BIN)/mi-massive report $(MODEL) --out report --overwrite
 
 format: setup  ## Format the code and apply the safe fixes of the linter
 	$(BIN)/ruff format .

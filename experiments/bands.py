@@ -1,4 +1,4 @@
-"""Where on the frequency axis of RoPE do norm and massive dimensions lie? (C8, observational)
+"""Where on the frequency axis of RoPE do norm and massive dimensions lie? (C8).
 
 Question: which rotary pairs hold the energy and the massive dimensions of q and k, before and after
 the rotation, and do they make a full turn within the training context (Jonasson 2025)?
@@ -11,7 +11,7 @@ Command: python experiments/bands.py
 import argparse
 from pathlib import Path
 
-from mi_massive import BandsConfig, capture_norms, default_passages, load_model, save_result, bands
+from mi_massive import BandsConfig, bands, capture_norms, default_passages, load_model, save_result
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -30,9 +30,7 @@ def main() -> None:
         share = getattr(result, projection).low_half_share
         print(f"{projection}: energy in the slower half {share.effect:.3f} (null {share.null:.2f})")
     cycle = result.partial_cycle
-    print(
-        f"massive pairs without a full turn in the context {cycle.effect:.3f} (null {cycle.null:.3f})"
-    )
+    print(f"massive pairs that make no full turn {cycle.effect:.3f} (null {cycle.null:.3f})")
     print(f"record: {path}")
 
 

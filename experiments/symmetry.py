@@ -1,4 +1,4 @@
-"""Do massive dimensions form two symmetric clusters, one in each half of the head? (C8)
+"""Do massive dimensions form two symmetric clusters, one in each half of the head? (C8).
 
 Question: are the two members of a rotary pair large together, in single heads and over the heads of
 a layer, do clusters mirror each other, and by what phase do q and k differ in the massive pairs?

@@ -123,11 +123,6 @@ def _tokenize(
     context = model.geometry.training_context
     if isinstance(prompts, TokenizedPrompts):
         return _within(prompts, max_length, context)
-    if model.tokenizer is None:
-        raise ValueError(
-            f"prompts must be TokenizedPrompts for {model.name}, which has no tokenizer; make them "
-            "with tokenize_prompts"
-        )
     return tokenize_prompts(model.tokenizer, prompts, max_length=max_length, context=context)
 
 

@@ -128,7 +128,7 @@ def read_prompts(
 
 
 def tokenize_prompts(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     prompts: Sequence[str | Sequence[int]],
     *,
     chat: bool = False,
@@ -141,7 +141,8 @@ def tokenize_prompts(
     so nothing is added to a rendered conversation and BOS never stands there twice.
 
     Args:
-        tokenizer: A transformers tokenizer, for instance of a loaded model.
+        tokenizer: A transformers tokenizer, for instance of a loaded model; None where all prompts
+            are token ids, whose texts are then empty.
         prompts: Texts, or token ids that are used as they are.
         chat: Wrap each text as one user message and open the assistant's turn.
         max_length: Keep the first `max_length` tokens of each prompt; what is cut includes a
@@ -152,15 +153,16 @@ def tokenize_prompts(
         The ids in the order of `prompts`.
 
     Raises:
-        ValueError: If `prompts` is empty or one string, a prompt is empty or longer than `context`,
-            an id is negative, or `chat` is asked for token ids or without a chat template.
+        ValueError: If `prompts` is empty, one string or texts without a tokenizer, a prompt is
+            empty or longer than `context`, an id is negative, or `chat` is asked for token ids or
+            without a chat template.
     """
     if isinstance(prompts, str):
         raise ValueError("prompts must be a list of texts, got one string; put it into a list")
     require_not_empty("prompts", prompts, remedy="give at least one text")
     if max_length is not None:
         require_positive("max_length", max_length)
-    if chat and tokenizer.chat_template is None:
+    if chat and (tokenizer is None or tokenizer.chat_template is None):
         raise ValueError(
             "chat must be False for a tokenizer without a chat template, got True; "
             "use an instruction-tuned model or pass chat=False"
@@ -184,7 +186,7 @@ def tokenize_prompts(
 
 
 def _tokenize(
-    tokenizer: Tokenizer, prompt: str | Sequence[int], *, chat: bool, where: str
+    tokenizer: Tokenizer | None, prompt: str | Sequence[int], *, chat: bool, where: str
 ) -> tuple[str, tuple[int, ...]]:
     if not isinstance(prompt, str):
         ids = tuple(prompt)
@@ -193,9 +195,11 @@ def _tokenize(
                 f"chat must be False for token ids, got True with ids at {where}; give texts"
             )
         _require_ids(ids, where)
-        return cast(str, tokenizer.decode(list(ids))), ids
+        return "" if tokenizer is None else cast(str, tokenizer.decode(list(ids))), ids
     if not prompt.strip():
         raise ValueError(f"{where} must not be empty; remove it")
+    if tokenizer is None:
+        raise ValueError(f"{where} must be token ids for a model without a tokenizer, got a text")
     if chat:
         messages = [{"role": "user", "content": prompt}]
         text = cast(

@@ -23,7 +23,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("rope", "norms", "concentration", "bands", "symmetry"),
         # Parts of the analyses above.
         *("_agreement", "_head_statistics", "_pairs", "_band_tests"),
-        *("_clusters", "_partner_tests", "_phase_offsets"),
+        *("_clusters", "_partner_tests", "_phase_offsets", "_concentration_tests"),
         *("prompts", "_prompt_sources"),
         # Sums of a capture; what a token-level view holds.
         *("_reductions", "patterns"),
@@ -35,7 +35,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "disruption", "conflict", "patching"),
-        *("twins", "quantization", "claims", "sweep"),
+        *("twins", "quantization", "claims", "_verdicts", "sweep"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),

@@ -14,6 +14,7 @@ import mi_massive.report as report_module
 from mi_massive.report import ReportResults, build_report, folder
 from mi_massive.report.page import render_page
 from mi_massive.report.text import interval, number, p_value
+from mi_massive.viz import patterns as patterns_module
 
 EVIL = (
     "</script><script>window.hit=1</script>",
@@ -98,6 +99,8 @@ def test_the_slider_is_reached_and_moved_by_keyboard_and_changes_the_layer(drawn
     drawn.page.wait_for_selector("#figure-heads[data-layer='4']")
     assert drawn.page.evaluate(cell) != before
     assert drawn.page.evaluate(crossed) == sample.D_HEAD
+    grey = "document.querySelector('#figure-heads .canvas')._fullData[1].visible"
+    assert drawn.page.evaluate(grey) is True
     assert drawn.page.locator("#layer-heads").get_attribute("aria-valuetext") == "layer 4"
     assert drawn.page.locator("#figure-heads output").inner_text() == "4"
 
@@ -224,10 +227,10 @@ def test_results_of_two_models_are_refused():
         bare("other", scoreboard=sample.scoreboard_result())
 
 
-def test_a_page_beyond_the_limit_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_module, "MAX_PAGE_BYTES", 1_000_000)
-    with pytest.raises(ValueError, match="a page of at most 1,000,000 bytes, got 4,"):
-        build_report(bare(), tmp_path / "out")
+def test_token_views_beyond_their_limit_are_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(patterns_module, "MAX_WEIGHTS", 1000)
+    with pytest.raises(ValueError, match="at most 1,000 attention weights"):
+        build_report(bare(patterns=sample.patterns_result()), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

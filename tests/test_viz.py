@@ -3,6 +3,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import chromium
 import pytest
 import sample_results as sample
 import torch
@@ -330,6 +331,18 @@ def test_too_many_weights_undefined_values_and_no_head_are_refused(monkeypatch):
         viz.view_patterns(replace(result, heads=(replace(result.heads[0], activations=broken),)))
     with pytest.raises(ValueError, match="heads must not be empty"):
         viz.view_patterns(replace(result, heads=()))
+
+
+def test_two_views_in_one_notebook_are_both_drawn_without_a_request(tmp_path):
+    html = "<!DOCTYPE html><meta charset=utf-8>" + 2 * viz.view_patterns(sample.patterns_result())
+    file = tmp_path / "notebook.html"
+    file.write_text(html, encoding="utf-8")
+    with chromium.chromium() as browser, chromium.visit(browser, file) as seen:
+        seen.page.wait_for_selector(".mi-patterns[data-rendered] >> nth=1")
+        seen.page.wait_for_selector(".mi-patterns canvas >> nth=1")
+        assert seen.page.locator(".mi-strip .colored-tokens").count() == 8
+        assert seen.requests == []
+        assert seen.messages == []
 
 
 # --- saving -------------------------------------------------------------------------------------

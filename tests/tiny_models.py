@@ -40,7 +40,7 @@ class Projections:
     names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     """Three modules, or the one that computes all three."""
     fused_by: str = "projection"
-    """Of a single module: `projection` (q of all heads, k, v) or `head` (q, k, v of head 0, ...)."""
+    """Of a single module: `projection` (all q, all k, all v) or `head` (q, k, v of head 0, ...)."""
     norms: tuple[str, str] | None = None
     """Modules that norm queries and keys by head; what they return is taken."""
     query_scale: float = 1.0
@@ -77,11 +77,9 @@ class Family:
     def build(self) -> PreTrainedModel:
         """The model itself, with random weights."""
         torch.manual_seed(0)
-        # A soft cap on attention logits is computed by the eager kernel alone.
-        softcapped = getattr(self.config, "attn_logit_softcapping", None) is not None
-        model = getattr(transformers, self.model_class)._from_config(
-            copy.deepcopy(self.config), attn_implementation="eager" if softcapped else "sdpa"
-        )
+        model = getattr(transformers, self.model_class)(copy.deepcopy(self.config))
+        if getattr(self.config, "attn_logit_softcapping", None) is not None:
+            model.set_attn_implementation("eager")  # the only kernel that computes the soft cap
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if weight.dim() > 1:
@@ -103,7 +101,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Words `t0` ... `t60` are the ids 0 ... 60; then the unknown, the first and the padding token."""
+    """Words `t0` ... `t60` are the ids 0 ... 60; the unknown, first and padding token follow."""
     vocabulary = {word: number for number, word in enumerate((*WORDS, "<unk>", "<s>", "<pad>"))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -203,10 +201,10 @@ def expected_inputs(
     with collected(model, paths) as outputs:
         model(input_ids)
     inputs: dict[int, dict[str, Tensor]] = {}
-    for base, (block, inv_freq) in zip(bases.values(), zip(family.blocks, family.inv_freq)):
+    for (block, base), inv_freq in zip(bases.items(), family.inv_freq, strict=True):
         raw = _split(family, [outputs[f"{base}.{name}"] for name in where.names])
         seen = {"raw_q": raw["q"], "raw_k": raw["k"], "v": raw["v"]}
-        for role, norm in zip("qk", norms or (None, None)):
+        for role, norm in zip("qk", norms or (None, None), strict=True):
             states = raw[role] if norm is None else _by_head(outputs[f"{base}.{norm}"], raw[role])
             if inv_freq is not None:
                 assert family.layout is not None
@@ -221,10 +219,11 @@ def _split(family: Family, outputs: list[Tensor]) -> dict[str, Tensor]:
     n_heads, n_kv, d_head = family.n_heads, family.n_key_value_heads, family.d_head
     if len(outputs) == 1 and family.projections.fused_by == "head":
         by_head = outputs[0].unflatten(-1, (n_heads, 3, d_head)).transpose(1, 2)
-        return dict(zip("qkv", by_head.unbind(dim=-2)))
+        return dict(zip("qkv", by_head.unbind(dim=-2), strict=True))
     if len(outputs) == 1:
         outputs = list(outputs[0].split([n * d_head for n in (n_heads, n_kv, n_kv)], dim=-1))
-    return {role: o.unflatten(-1, (-1, d_head)).transpose(1, 2) for role, o in zip("qkv", outputs)}
+    by_role = zip("qkv", outputs, strict=True)
+    return {role: flat.unflatten(-1, (-1, d_head)).transpose(1, 2) for role, flat in by_role}
 
 
 def _by_head(normed: Tensor, like: Tensor) -> Tensor:

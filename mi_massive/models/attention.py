@@ -84,7 +84,7 @@ def tapped_copy(model: PreTrainedModel) -> PreTrainedModel:
     memo: dict[int, Any] = {id(weight): weight for weight in model.parameters()}
     memo.update({id(buffer): buffer for buffer in model.buffers()})
     twin = copy.deepcopy(model, memo)
-    modules: dict[str, nn.Module] = dict(cast(nn.Module, twin).named_modules())
+    modules: dict[str, nn.Module] = dict(cast(Any, twin).named_modules())
     for name, module in modules.items():
         module.__dict__["_mi_massive_block"] = _block_index(name)
         if callable(getattr(module, "_attn", None)):

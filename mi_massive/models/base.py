@@ -19,10 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mi_massive.models.attention import Visitor
 from mi_massive.models.engines import Engine, HooksEngine, PlainEngine
 from mi_massive.models.errors import UnsupportedModelError
-from mi_massive.models.geometry import candidate_frequencies, measure_geometry, probe_positions
+from mi_massive.models.geometry import (
+    candidate_frequencies,
+    measure_geometry,
+    probe_positions,
+    training_context,
+)
 from mi_massive.models.sites import (
     HookFunction,
     attention_site_names,
+    boot_bridge,
     fired_sites,
     revive_rotary_hooks,
 )
@@ -88,10 +94,12 @@ class HookedModel:
                 "model must be a TransformerBridge or a HookedTransformer, got "
                 f"{type(model).__name__}; load_model takes names, folders and GGUF files"
             )
-        _revive(model)
+        revive_rotary_hooks(model)
         engine = HooksEngine(model)
         hf_model = getattr(model, "original_model", model)
-        geometry = _measure(engine, hf_model, _context(getattr(hf_model, "config", model.cfg)))
+        geometry = _measure(
+            engine, hf_model, training_context(getattr(hf_model, "config", model.cfg))
+        )
         if not geometry.rotates and candidate_frequencies(hf_model):
             raise UnsupportedModelError(
                 "a model with rotary position embeddings must fire hook_rot_q and hook_rot_k, got "
@@ -135,9 +143,9 @@ class HookedModel:
         return cls(
             name=name,
             engine=plain,
-            geometry=_measure(plain, plain.model, _context(model.config)),
+            geometry=_measure(plain, plain.model, training_context(model.config)),
             tokenizer=tokenizer,
-            make_bridge=lambda: _boot_bridge(model, tokenizer, folder),
+            make_bridge=lambda: boot_bridge(model, tokenizer, folder),
             revision=revision,
             weights_note=weights_note,
             is_causal=is_causal,
@@ -148,7 +156,7 @@ class HookedModel:
     def bridge(self) -> Any:
         """The TransformerLens model in compatibility mode, weights unprocessed; built when used."""
         bridge = self._make_bridge()
-        _revive(bridge)
+        revive_rotary_hooks(bridge)
         return bridge
 
     @property
@@ -273,16 +281,6 @@ class HookedModel:
         return cast(Any, self._engine).model.parameters()
 
 
-def _context(config: Any) -> int | None:
-    """Positions that a model was trained on with the frequencies that it uses for short prompts."""
-    context = getattr(config, "max_position_embeddings", getattr(config, "n_ctx", None))
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        # Longer prompts are rotated by a second set of frequencies: they are another geometry.
-        return rope["original_max_position_embeddings"]
-    return context
-
-
 def _measure(engine: Engine, model: Any, context: int | None) -> ModelGeometry:
     positions = probe_positions(context)
     return measure_geometry(
@@ -291,30 +289,3 @@ def _measure(engine: Engine, model: Any, context: int | None) -> ModelGeometry:
         frequencies=candidate_frequencies(model),
         training_context=context,
     )
-
-
-def _boot_bridge(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    try:
-        bridge = cast(Any, TransformerBridge).boot_transformers(
-            str(folder), hf_model=model, tokenizer=tokenizer, device=model.device, dtype=model.dtype
-        )
-    except (ValueError, NotImplementedError) as error:
-        raise UnsupportedModelError(
-            f"a {type(model).__name__} must be known to TransformerLens to have hook points, got "
-            f"{str(error).split('.')[0]!r} from it; attention_inputs and capture_norms need none"
-        ) from error
-    bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
-    return bridge
-
-
-def _revive(bridge: Any) -> None:
-    """Make dead rotary hook points fire where the architecture lets it."""
-    if not hasattr(bridge, "original_model"):
-        return  # a HookedTransformer computes attention itself: its hook points all fire
-    device = next(iter(bridge.parameters())).device
-    ids = torch.ones(1, 4, dtype=torch.long, device=device)
-    listed = [name for name in attention_site_names(bridge) if "hook_rot" in name]
-    fired = fired_sites(bridge, listed, lambda: bridge(ids, return_type=None))
-    revive_rotary_hooks(bridge, [name for name in listed if name not in fired])

@@ -173,11 +173,9 @@ class HooksEngine:
             if all(names.values()):
                 sites[block] = cast(dict[str, str], names)
             elif any(names.values()):
-                silent = ", ".join(role for role, name in names.items() if name is None)
-                raise UnsupportedModelError(
-                    f"hook_q, hook_k and hook_v of block {block} must all fire, got none for the "
-                    f"{silent}; use load_model, which reads the plain transformers model"
-                )
+                raise _silent_hooks_error(f"block {block}")
+        if not sites:
+            raise _silent_hooks_error("at least one block")
         return sites
 
     def _run(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
@@ -193,6 +191,13 @@ _ROLES: dict[str, tuple[Hook, ...]] = {
     "key": ("hook_rot_k", "hook_k"),
     "value": ("hook_v",),
 }
+
+
+def _silent_hooks_error(where: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"hook_q, hook_k and hook_v of {where} must all fire, got a model where they do not; call "
+        "enable_compatibility_mode(no_processing=True) on a TransformerBridge, or use load_model"
+    )
 
 
 def _hold_first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

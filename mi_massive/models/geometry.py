@@ -11,7 +11,7 @@ does not rotate.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +32,15 @@ class ConstantStates:
     block: int
     query: Float[Tensor, "head pos d_head"]
     key: Float[Tensor, "kv_head pos d_head"]
+
+
+def training_context(config: Any) -> int | None:
+    """Positions that a model was trained on with the frequencies that it has for short prompts."""
+    rope = cast(dict[str, Any], getattr(config, "rope_parameters", None) or {})
+    if rope.get("rope_type") == "longrope":
+        # Longer prompts are rotated by a second set of frequencies: another geometry.
+        return rope["original_max_position_embeddings"]
+    return getattr(config, "max_position_embeddings", getattr(config, "n_ctx", None))
 
 
 def probe_positions(context: int | None) -> Int[Tensor, "pos"]:

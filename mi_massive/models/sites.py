@@ -1,4 +1,4 @@
-"""Names of the hook points, and the bridge's dead rotary ones brought to life.
+"""Names of the hook points, the bridge that carries them, and its dead rotary ones brought to life.
 
 Names are TransformerLens' own: `blocks.{block}.attn.{hook}` with hook_q, hook_k, hook_v before
 rotation (and before QK-norm) and hook_rot_q, hook_rot_k after it. Activations are `[batch, pos,
@@ -9,10 +9,14 @@ reached before, or in, the key-value cache.
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Literal, get_args
+from pathlib import Path
+from typing import Any, Final, Literal, cast, get_args
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mi_massive.models.errors import UnsupportedModelError
 
 Hook = Literal["hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k"]
 HOOKS: Final[tuple[Hook, ...]] = get_args(Hook)
@@ -47,14 +51,42 @@ def fired_sites(model: Any, names: Iterable[str], run: Callable[[], object]) -> 
     return fired
 
 
-def revive_rotary_hooks(bridge: Any, dead: Iterable[str]) -> None:
-    """Make listed rotary hook points of a TransformerBridge fire, where the architecture lets it.
+def boot_bridge(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
+) -> Any:
+    """Make a TransformerBridge in compatibility mode, with unprocessed weights.
+
+    Raises:
+        UnsupportedModelError: If TransformerLens does not know the architecture.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        bridge = cast(Any, TransformerBridge).boot_transformers(
+            str(folder), hf_model=model, tokenizer=tokenizer, device=model.device, dtype=model.dtype
+        )
+    except (ValueError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"a {type(model).__name__} must be known to TransformerLens to have hook points, got "
+            f"{str(error).split('.')[0]!r} from it; attention_inputs and capture_norms need none"
+        ) from error
+    bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    return bridge
+
+
+def revive_rotary_hooks(bridge: Any) -> None:
+    """Make dead rotary hook points of a TransformerBridge fire, where the architecture lets it.
 
     Two kinds of attention are served: those that rotate in a method of the bridge (GPT-NeoX,
     Phi-3: the hooks run on its output, before the cache) and those that call the model's own
     `_attn(query, key, value)` (GPT-J: the key there is the cache's storage, and an edit is written
     into it). Others (CodeGen) stay dead, and are not offered.
     """
+    if not hasattr(bridge, "original_model"):
+        return  # a HookedTransformer computes attention itself: its hook points all fire
+    ids = torch.ones(1, 4, dtype=torch.long, device=next(iter(bridge.parameters())).device)
+    listed = [name for name in attention_site_names(bridge) if "hook_rot" in name]
+    dead = set(listed) - fired_sites(bridge, listed, lambda: bridge(ids, return_type=None))
     for block in sorted({int(match.group(1)) for name in dead if (match := _NAME.fullmatch(name))}):
         attention = bridge.blocks[block].attn
         if hasattr(attention, "_apply_rotary_pos_emb"):

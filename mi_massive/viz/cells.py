@@ -116,7 +116,7 @@ def cell_traces(
     }
     flagged: Spec = {
         "type": "heatmap",
-        "z": rounded(flags),
+        "z": rounded(flags) if bool((undefined | beyond).any()) else [],
         "y": list(rows),
         "text": _flag_texts(values, undefined | beyond),
         "zmin": 0,

@@ -50,7 +50,8 @@ def view_patterns(result: PatternsResult) -> str:
     return (
         '<div class="mi-patterns"></div>\n'
         f'<script type="application/json" class="mi-patterns-data">{data}</script>\n'
-        f"<script>{circuitsvis_bundle()}</script>\n"
+        # A second view in the same notebook finds the library loaded; loading it twice warns.
+        f"<script>if (!window.CircuitsVis) {{{circuitsvis_bundle()}}}</script>\n"
         f"<script>{patterns_script()}\nmiMassivePatterns.renderAll(document);</script>\n"
     )
 

@@ -1,0 +1,38 @@
+"""Which of the paper's observational claims hold on a model? (C1, C2, C3, C8, C9).
+
+Question: the verdicts of the report's scoreboard, with effect, interval, n and test.
+Refuted by: what each rule states; a verdict "not supported" is a finding.
+Cost: about three minutes on two cores for the default model and its control.
+Command: python experiments/claims.py
+"""
+
+import argparse
+from pathlib import Path
+
+from mi_massive import StudyConfig, default_passages, load_model, run_study, save_result
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def main() -> None:
+    """Run the whole study and record the scoreboard."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--model", default="smollm2-135m-instruct")
+    options.add_argument("--control", default="all-minilm-l6-v2")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--out", type=Path, default=RECORDS)
+    given = options.parse_args()
+    results = run_study(
+        load_model(given.model, device=given.device),
+        default_passages(),
+        control=load_model(given.control, device=given.device),
+        config=StudyConfig(n_pattern_heads=0),
+    )
+    path = save_result(results.scoreboard, given.out / f"claims_{given.model}.json")
+    for claim in results.scoreboard.claims:
+        print(f"{claim.id} {claim.verdict}: {claim.reading}")
+    print(f"record: {path}")
+
+
+if __name__ == "__main__":
+    main()
