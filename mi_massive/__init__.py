@@ -26,6 +26,9 @@ jaxtyping).
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Before the hook: while one of our modules is being executed, jaxtyping renames the bytecode cache
+# of all that is imported meanwhile, and torch would be compiled a second time.
+import torch  # noqa: F401
 from jaxtyping import install_import_hook
 
 install_import_hook(

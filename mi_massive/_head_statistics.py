@@ -10,7 +10,6 @@ import warnings
 from typing import Any, Final
 
 import numpy as np
-import scipy.stats
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -29,14 +28,18 @@ def head_statistics(
     With n = d_head, the norms M sorted upwards and their energies E = M ** 2:
 
         max_over_mean    max(M) / mean(M)                                1 .. n
-        max_over_median  max(M) / median(M)                              1 .. inf; NaN for a median
-        of 0 kurtosis         mean((M - mean)^4) / var(M)^2 - 3               -2 .. n; NaN for equal
-        norms gini             sum((2 i - n - 1) E_i) / (n sum(E)), i = 1..n   0 .. 1 - 1 / n
+        max_over_median  max(M) / median(M)                              1 .. inf
+        kurtosis         mean((M - mean)^4) / var(M)^2 - 3               -2 .. n
+        gini             sum((2 i - n - 1) E_i) / (n sum(E)), i = 1..n   0 .. 1 - 1 / n
         top_share        max(E) / sum(E)                                 1 / n .. 1
+
+    A median of 0 makes max/median NaN, equal norms the kurtosis.
 
     Args:
         norms: L2 norm over positions of one projection; activation units.
     """
+    import scipy.stats  # late: see `mi_massive.stats`
+
     wide = norms.double()
     median = wide.quantile(0.5, dim=-1)
     energy = wide.square().sort(dim=-1).values

@@ -1,14 +1,18 @@
 """Options that the subcommands share, and what they mean."""
 
 import dataclasses
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mi_massive._terminal import progress, waiting
-from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
+from mi_massive.prompts import TokenizedPrompts, default_passages, read_prompts, tokenize_prompts
+
+if TYPE_CHECKING:  # importing models loads transformers, which the help does not need
+    from mi_massive.models import HookedModel
 
 BATCH_SIZE, DEVICE, DTYPE = 8, "cpu", "float32"
 
@@ -46,37 +50,32 @@ Ratio = Annotated[
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CaptureOptions:
-    """The capture options that the analyses share."""
+    """What the analyses capture, and how."""
 
-    prompts: str | None
-    column: str
-    limit: int | None
+    texts: tuple[str, ...]
     chat: bool
     max_length: int | None
     skip_first: bool
     batch_size: int
-    save: Path | None
 
-    def __post_init__(self) -> None:
-        if self.save is not None and self.save.suffix != ".json":
-            raise ValueError(f"--save must end in .json, got {self.save}")
-
-    def norms(self, model: HookedModel, *, quiet: bool) -> AttentionNorms:
-        """Capture the norms that the options ask for, with a progress bar."""
-        from mi_massive.capture import capture_norms
-        from mi_massive.prompts import tokenize_prompts
-
-        texts = read_texts(self.prompts, self.column, self.limit)
+    def tokenize(self, model: "HookedModel", *, chat: bool) -> TokenizedPrompts:
+        """The prompts as `model` reads them; `chat` wraps them in its chat template."""
         if model.tokenizer is None:
             raise ValueError(f"the tokenizer of {model.name} must exist to run texts, got none")
-        tokenized = tokenize_prompts(
+        return tokenize_prompts(
             model.tokenizer,
-            texts,
-            chat=self.chat,
+            self.texts,
+            chat=chat,
             max_length=self.max_length,
             context=model.geometry.training_context,
         )
-        with progress(len(texts), quiet=quiet) as advance:
+
+    def norms(self, model: "HookedModel", *, quiet: bool) -> AttentionNorms:
+        """Capture the norms that the options ask for, with a progress bar."""
+        from mi_massive.capture import capture_norms
+
+        tokenized = self.tokenize(model, chat=self.chat)
+        with progress(len(tokenized), quiet=quiet) as advance:
             return capture_norms(
                 model,
                 tokenized,
@@ -88,24 +87,59 @@ class CaptureOptions:
 
 def read_texts(source: str | None, column: str, limit: int | None) -> tuple[str, ...]:
     """Texts of a prompt source, or the default passages."""
-    from mi_massive.prompts import default_passages, read_prompts
-
     if source is None:
         return default_passages()[:limit]
     return read_prompts(source, column=column, limit=limit)
 
 
+def require_savable(save: Path | None) -> None:
+    """Raise unless a result can be saved there: before any computing, not after it."""
+    if save is None:
+        return
+    if save.suffix != ".json":
+        raise ValueError(f"--save must end in .json, got {save}")
+    if save.is_dir():
+        raise ValueError(f"--save must be a file, got the folder {save}; add a file name")
+    require_writable("--save", save)
+
+
+def require_writable(option: str, path: Path) -> None:
+    """Raise unless something can be made at `path`, whose folder may have to be made first."""
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        what = "a folder that you may not write to" if folder.is_dir() else "no folder"
+        raise ValueError(
+            f"{option} must lie in a folder that can be written, got {path}, where {folder} is "
+            f"{what}; choose another place"
+        )
+
+
+def model_name(typed: str) -> str:
+    """The name as typed; a file or folder by its whole path, however it was typed.
+
+    So the report on a folder is recognized when the same folder is named in another way, and not
+    taken for that of another folder with the same relative path.
+    """
+    from mi_massive.models.wheel import BUILT_IN
+
+    path = Path(typed).expanduser()
+    return str(path.resolve()) if typed not in BUILT_IN and path.exists() else typed
+
+
 def load(
     name: str, device: str, dtype: str, revision: str | None, trust_remote_code: bool, quiet: bool
-) -> HookedModel:
+) -> "HookedModel":
     """Load a model, with a message while it takes."""
-    from mi_massive.models.load import DTYPES, load_model
-
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     with waiting(f"loading {name}", quiet=quiet):
+        from mi_massive.models import load_model
+        from mi_massive.models.load import DTYPES
+
+        if dtype not in DTYPES:
+            raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         return load_model(
-            name,
+            model_name(name),
             device=device,
             dtype=DTYPES[dtype],
             revision=revision,

@@ -7,7 +7,6 @@ a statistic when they are partners, summed over heads. Its trace is what is obse
 from typing import Literal
 
 import numpy as np
-import scipy.stats
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -28,6 +27,8 @@ def standard_ranks(members: Float[Tensor, "head pair 2"]) -> Float[Tensor, "head
 
     NaN for a member that is constant over the pairs.
     """
+    import scipy.stats  # late: see `mi_massive.stats`
+
     ranks: Tensor = torch.from_numpy(np.asarray(scipy.stats.rankdata(members.numpy(), axis=1)))
     centred = ranks - ranks.mean(dim=1, keepdim=True)
     return centred / centred.square().sum(dim=1, keepdim=True).sqrt()

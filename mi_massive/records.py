@@ -6,6 +6,7 @@ classes of this package are built.
 """
 
 import dataclasses
+import errno
 import hashlib
 import importlib
 import inspect
@@ -86,6 +87,7 @@ def save_result(result: object, path: str | Path) -> Path:
     Raises:
         ValueError: If `path` does not end in `.json`, `result` is no result class of this package,
             or it holds something other than tensors, such dataclasses and plain data.
+        OSError: If the folder cannot be written or the disk is full.
     """
     path = Path(path)
     if path.suffix != ".json":
@@ -98,7 +100,7 @@ def save_result(result: object, path: str | Path) -> Path:
     if tensors:
         write_atomically(
             path.with_suffix(".safetensors"),
-            lambda file: safetensors.torch.save_file(tensors, file),
+            lambda file: _save_tensors(tensors, file),
         )
     text = json.dumps(document, indent=1) + "\n"
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
@@ -211,6 +213,15 @@ def _names_tensors(value: Any) -> bool:
     return isinstance(value, list) and any(
         _names_tensors(child) for child in cast(list[Any], value)
     )
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors; a full disk is an OSError, where safetensors keeps only its text."""
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except safetensors.SafetensorError as error:
+        full = os.strerror(errno.ENOSPC)
+        raise OSError(errno.ENOSPC if full in str(error) else errno.EIO, str(error)) from error
 
 
 def _load_tensors(path: Path) -> Mapping[str, Tensor]:

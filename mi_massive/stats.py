@@ -2,7 +2,8 @@
 
 Thin over scipy.stats and statsmodels: it fixes what they leave open, namely seeds, axes and what an
 undefined case gives. Every draw comes from a numpy Generator made from the `seed` argument. The
-units of analysis always lie on the first axis.
+units of analysis always lie on the first axis. Both libraries are imported where they are called,
+because `import mi_massive` and the help of the command line need neither.
 
 Does not show: that the units (prompts, heads, layers) are independent draws. Heads and layers of
 one model are not; an interval over them describes their spread.
@@ -15,9 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Num
-from statsmodels.stats import multitest
 
 from mi_massive._checks import require_in_range
 
@@ -159,6 +158,8 @@ def bootstrap_interval(
     if len(units) < 2:
         undefined = np.full(units.shape[1:], np.nan)
         return Interval(low=undefined, high=undefined.copy(), method="undefined")
+    import scipy.stats
+
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         result: Any = scipy.stats.bootstrap(
@@ -214,6 +215,7 @@ def sign_flip_p_values(
     """
     if len(differences) < 2:
         return np.full(differences.shape[1:], np.nan)
+    import scipy.stats
 
     def paired(first: Any, second: Any, *, axis: int) -> Any:
         return statistic(first - second, axis=axis)
@@ -273,6 +275,8 @@ def holm(p_values: Float[np.ndarray, "*tests"]) -> Float[np.ndarray, "*tests"]:
     Source:
         Holm 1979, through `statsmodels.stats.multitest.multipletests`.
     """
+    from statsmodels.stats import multitest
+
     corrected = np.full(p_values.shape, np.nan)
     tested = ~np.isnan(p_values)
     if tested.any():

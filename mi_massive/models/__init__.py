@@ -1,7 +1,23 @@
 """Language models with named hook points, from every source that users have."""
 
-from mi_massive.models.base import HookedModel
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mi_massive.models.errors import UnsupportedModelError
-from mi_massive.models.load import load_model
+
+if TYPE_CHECKING:
+    from mi_massive.models.base import HookedModel
+    from mi_massive.models.load import load_model
+
+# Loaded at first use: the list of built-in models and families needs no transformers.
+_HOME = {"HookedModel": "base", "load_model": "load"}
 
 __all__ = ["HookedModel", "UnsupportedModelError", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mi_massive.models' has no attribute {name!r}")
+    # First and from here, not from a module of ours: see the import of torch in `mi_massive`.
+    importlib.import_module("transformers")
+    return getattr(importlib.import_module(f"mi_massive.models.{_HOME[name]}"), name)

@@ -47,11 +47,13 @@ def load_model(
         The model with its hook points, tokenizer and measured geometry.
 
     Raises:
-        ValueError: If the name means nothing, or the files are incomplete or damaged.
+        ValueError: If the name means nothing, the files are incomplete or damaged, or there is no
+            such device.
         UnsupportedModelError: If the model is of a kind that cannot be served, with what is
             missing.
         OSError: If a download failed or the disk is full.
     """
+    place = _require_device(device)
     checkpoint = resolve_checkpoint(
         name_or_path, revision=revision, trust_remote_code=trust_remote_code
     )
@@ -64,7 +66,7 @@ def load_model(
         checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
     )
     return HookedModel.from_transformers(
-        cast(Any, model).to(device=torch.device(device)).eval(),
+        cast(Any, model).to(device=place).eval(),
         tokenizer,
         name=checkpoint.name,
         folder=checkpoint.folder,
@@ -73,6 +75,26 @@ def load_model(
         is_causal=is_causal,
         has_head=has_head,
     )
+
+
+def _require_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine and this build of torch have it."""
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be one that torch knows, such as cpu, cuda, cuda:1 or mps, got {device!r}"
+        ) from error
+    present = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (place.index or 0) >= present.get(place.type, 1):
+        raise ValueError(
+            f"device must be on this machine and in this build of torch, got {str(place)!r}; "
+            "use cpu"
+        )
+    return place
 
 
 def _is_causal(config: Any, checkpoint: Checkpoint) -> bool:
