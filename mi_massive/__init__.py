@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 # Before the hook: while one of our modules is being executed, jaxtyping renames the bytecode cache
 # of all that is imported meanwhile, and torch would be compiled a second time.
-import torch  # noqa: F401
+import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from jaxtyping import install_import_hook
 
 install_import_hook(
@@ -49,11 +49,11 @@ from mi_massive.symmetry import SymmetryConfig, SymmetryResult, symmetry  # noqa
 
 if TYPE_CHECKING:
     from mi_massive.capture import capture_norms
-    from mi_massive.capture_patterns import capture_patterns
     from mi_massive.claims import Claim, ScoreboardResult, scoreboard
     from mi_massive.doctor import DoctorResult, diagnose
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model
     from mi_massive.norms import AttentionNorms
+    from mi_massive.pattern_capture import capture_patterns
     from mi_massive.patterns import PatternsResult
     from mi_massive.prompts import (
         TokenizedPrompts,
@@ -67,7 +67,8 @@ if TYPE_CHECKING:
     from mi_massive.stats import Estimate
     from mi_massive.study import StudyConfig, run_study
 
-# Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library.
+# Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library. None
+# of these is named like a module: importing that module would put it in the function's place.
 _HOME = {
     "AttentionNorms": "norms",
     "Claim": "claims",
@@ -86,7 +87,7 @@ _HOME = {
     "UnsupportedModelError": "models",
     "build_report": "report",
     "capture_norms": "capture",
-    "capture_patterns": "capture_patterns",
+    "capture_patterns": "pattern_capture",
     "default_passages": "prompts",
     "diagnose": "doctor",
     "load_model": "models",
@@ -97,6 +98,7 @@ _HOME = {
     "scoreboard": "claims",
     "tokenize_prompts": "prompts",
 }
+_RUN_MODELS = ("capture", "doctor", "pattern_capture", "study")
 
 __all__ = [
     "AttentionNorms",
@@ -144,6 +146,10 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mi_massive' has no attribute {name!r}")
+    if _HOME[name] in _RUN_MODELS:
+        _ = importlib.import_module(
+            "mi_massive.models"
+        ).HookedModel  # loads transformers, see torch
     return getattr(importlib.import_module(f"mi_massive.{_HOME[name]}"), name)
 
 

@@ -26,13 +26,15 @@ class TokenWeights:
     after_first: Float[Tensor, "batch pos"]
     """Real tokens after the first, over which phases are taken."""
     skip_first: bool
+    all_counted: bool = False
+    """True if every token of `counted` enters, so that nothing needs to be masked."""
 
 
 def sum_states(states: Float[Tensor, "batch head pos d_head"], weights: TokenWeights) -> SiteSums:
     """Sums of one layer's states; `prompt` is the batch axis and `layer` has length 1."""
     squares, total = _zeros(states), _zeros(states)
     for chunk in _chunks(states):
-        part = _kept(states[:, :, chunk].float(), weights.counted[:, chunk])
+        part = _kept(states, chunk, weights)
         counted = weights.counted[:, chunk]
         total += _weighted_sum(part, counted)
         squares += _weighted_sum(part.square(), counted)
@@ -59,7 +61,7 @@ def sum_rotary_states(
     for chunk in _chunks(states):
         counted, after = weights.counted[:, chunk], weights.after_first[:, chunk]
         # Members of a pair lie in the two halves of `part`, whatever the model's layout.
-        part = _split_pairs(_kept(states[:, :, chunk].float(), counted), rotary)
+        part = _split_pairs(_kept(states, chunk, weights), rotary)
         energy = part.square()
         length = energy[..., :n] + energy[..., n:start]
         inverse = torch.where(length > 0, length, torch.inf).rsqrt_().repeat(1, 1, 1, 2)
@@ -102,10 +104,12 @@ def _zeros(states: Tensor) -> Tensor:
     return torch.zeros(batch, head, d_head, device=states.device)
 
 
-def _kept(part: Tensor, counted: Tensor) -> Tensor:
-    """`part` with tokens that do not count set to zero: a NaN there cannot enter a product."""
-    if bool((counted == 1).all()):
+def _kept(states: Tensor, chunk: slice, weights: TokenWeights) -> Tensor:
+    """A chunk in float32; tokens that do not count are zero, lest a NaN enters a product."""
+    part = states[:, :, chunk].float()
+    if weights.all_counted:
         return part
+    counted = weights.counted[:, chunk]
     return torch.where(counted[:, None, :, None] == 1, part, torch.zeros((), device=part.device))
 
 
@@ -119,7 +123,7 @@ def _weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
 def _turn_back(part: Tensor, turns: Tensor, n: int) -> Tensor:
     cos, sin = turns[0], turns[1]
     first, second = part[..., :n], part[..., n : 2 * n]
-    turned = part.clone()
+    turned = torch.empty_like(part) if part.shape[-1] == 2 * n else part.clone()
     torch.mul(first, cos, out=turned[..., :n]).addcmul_(second, sin)
     torch.mul(second, cos, out=turned[..., n : 2 * n]).addcmul_(first, sin, value=-1)
     return turned

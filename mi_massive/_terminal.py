@@ -1,8 +1,12 @@
 """Progress, tables and JSON of the command line."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
+import re
+import textwrap
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
@@ -10,12 +14,25 @@ from typing import Any, Final, cast
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from mi_massive.stats import Estimate
 
 _output: Final = Console()
 _messages: Final = Console(stderr=True)
+
+_ROUNDING: Final = 1e-12
+"""Printed as 0: what is left of a zero after sums of float64."""
+
+_FULL: Final = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+_IN_OPTIONS: Final = (
+    (r"\bmax_length=(\d+)", r"--max-length \1"),
+    (r"\bpass skip_first=False", "leave out --skip-first"),
+    (r"\bpass chat=False", "leave out --chat"),
+    (r"\boverwrite=True", "--overwrite"),
+    (r"\btrust_remote_code=True", "--trust-remote-code"),
+    (r"\bdtype (float32|bfloat16)", r"--dtype \1"),
+)
+"""Remedies of the library, and how the command line says them."""
 
 
 @contextmanager
@@ -56,36 +73,46 @@ def print_result(result: Any, facts: dict[str, Any], *, as_json: bool) -> None:
             }
         )
         return
-    rows = [
-        {
-            "quantity": name,
-            "effect": _number(e.effect),
-            "interval": f"{_number(e.low)} .. {_number(e.high)}",
-            "null": _number(e.null),
-            "p": _number(e.p_value),
-            "n": f"{e.n} {e.n_of}",
-        }
-        for name, e in estimates.items()
-    ]
-    print_records(result.provenance.model, rows)
+    print_records(result.provenance.model, list(_grouped(estimates)))
     for name, value in facts.items():
-        _output.print(f"{name}: {value}", highlight=False)
+        _write(f"{name}: {value}")
 
 
 def print_claims(claims: Sequence[Any]) -> None:
     """Print the scoreboard."""
-    rows = [
-        {
-            "claim": claim.id,
-            "statement": claim.statement,
-            "verdict": claim.verdict,
-            "effect": _number(claim.estimate.effect),
-            "interval": f"{_number(claim.estimate.low)} .. {_number(claim.estimate.high)}",
-            "n": f"{claim.estimate.n} {claim.estimate.n_of}",
-        }
-        for claim in claims
-    ]
-    print_records("Claims", rows)
+    print_records(
+        "Claims",
+        [
+            {
+                "claim": claim.id,
+                "verdict": claim.verdict,
+                **_columns(claim.estimate),
+                "statement": claim.statement,
+            }
+            for claim in claims
+        ],
+        below=("statement",),
+    )
+
+
+def _grouped(estimates: dict[str, Estimate]) -> Iterator[dict[str, str]]:
+    """Rows of estimates, those of a part (q, k, v, ...) indented under its name."""
+    part = ""
+    for name, e in estimates.items():
+        own, _, short = name.rpartition(".")
+        row = {"quantity": short, **_columns(e), "null": _number(e.null), "p": _number(e.p_value)}
+        if own and own != part:
+            yield dict.fromkeys(row, "") | {"quantity": own}
+        part = own
+        yield row | {"quantity": f"  {short}" if own else short}
+
+
+def _columns(e: Estimate) -> dict[str, str]:
+    return {
+        "effect": _number(e.effect),
+        "interval": f"{_number(e.low)} .. {_number(e.high)}",
+        "n": f"{e.n} {e.n_of}",
+    }
 
 
 def _estimates(value: Any, prefix: str) -> Iterator[tuple[str, Estimate]]:
@@ -98,7 +125,15 @@ def _estimates(value: Any, prefix: str) -> Iterator[tuple[str, Estimate]]:
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}"
+    """Three digits or decimals, so that a table fits a terminal; `--json` has them all."""
+    if math.isnan(value):
+        return "-"
+    size = abs(value)
+    if size < _ROUNDING:
+        return "0"
+    if size >= 1:
+        return f"{value:.3g}"
+    return f"{value:.3f}".rstrip("0").rstrip(".") if size >= 5.5e-4 else f"{value:.0e}"
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -115,9 +150,49 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_records(title: str, records: Sequence[dict[str, Any]]) -> None:
-    """Print a table, one row a record."""
-    table = Table(*[name.replace("_", " ") for name in records[0]], title=title)
-    for record in records:
-        table.add_row(*[str(value) for value in record.values()])
-    _output.print(table)
+def print_records(
+    title: str, records: Sequence[dict[str, Any]], *, below: Sequence[str] = ()
+) -> None:
+    """Print one line a record, in aligned columns; long texts, named in `below`, stand under it.
+
+    On a terminal those texts are wrapped to its width, elsewhere they stay on one line each.
+    """
+    names = [name for name in records[0] if name not in below]
+    rows = [[str(record[name]) for name in names] for record in records]
+    header = [name.replace("_", " ") for name in names]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    _write(title, style="bold")
+    _write(_line(header, widths), style="dim")
+    for record, row in zip(records, rows, strict=True):
+        _write(_line(row, widths))
+        for name in below:
+            text = str(record[name])
+            lines = textwrap.wrap(text, _output.width - 6) if _output.is_terminal else [text]
+            for line in lines:
+                _write(f"    {line}")
+    _write("")
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    return "  ".join(padded).rstrip()
+
+
+def _write(text: str, *, style: str | None = None) -> None:
+    """Print a line as it is: no markup (a name may hold brackets), no wrapping."""
+    _output.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def one_sentence(error: Exception) -> str:
+    """An error as one line for the command line, its remedies in the words of the options."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f" at {error.filename}" if error.filename else ""
+        text = f"{error.strerror}{place}"
+        if any(full in error.strerror for full in _FULL):
+            text = f"the disk must have room, got {text!r}; free some space or choose another place"
+    else:
+        text = str(error) or type(error).__name__
+    text = " ".join(text.split())
+    for pattern, option in _IN_OPTIONS:
+        text = re.sub(pattern, option, text)
+    return text

@@ -154,7 +154,12 @@ def _capture_batch(
     places = torch.arange(longest, device=model.device)
     real = places < lengths[:, None]
     after_first = (real & (places > 0)).float()
-    weights = TokenWeights(after_first if skip_first else real.float(), after_first, skip_first)
+    weights = TokenWeights(
+        counted=after_first if skip_first else real.float(),
+        after_first=after_first,
+        skip_first=skip_first,
+        all_counted=not skip_first and bool(real.all()),
+    )
     rotary_of = {layer.block: layer.rotary for layer in model.geometry.layers}
     turns = {id(rotary): _turns(rotary, places) for rotary in rotary_of.values() if rotary}
     layers: list[dict[str, SiteSums]] = []

@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from mi_massive import _options as opt
-from mi_massive._terminal import print_claims, print_json, print_records, print_result, progress
+from mi_massive._terminal import (
+    one_sentence,
+    print_claims,
+    print_json,
+    print_records,
+    print_result,
+    progress,
+)
 from mi_massive.axes import PROJECTIONS
 from mi_massive.bands import BandsConfig, bands
 from mi_massive.concentration import ConcentrationConfig, concentration
@@ -16,6 +23,8 @@ from mi_massive.records import save_result
 from mi_massive.symmetry import SymmetryConfig, symmetry
 
 _CONCENTRATION, _BANDS, _SYMMETRY = ConcentrationConfig(), BandsConfig(), SymmetryConfig()
+_INTERRUPTED = 130
+"""Exit status after an interrupt, as typer gives it: 128 + SIGINT."""
 
 app = typer.Typer(
     name="mi-massive",
@@ -28,16 +37,15 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; every expected failure is one sentence and a non-zero exit status."""
-    from mi_massive.models import UnsupportedModelError
-
     try:
         app()
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written was left behind", status=130)
-    except OSError as error:
-        _fail(error.strerror if error.strerror and not error.filename else str(error))
-    except (ValueError, RuntimeError, UnsupportedModelError) as error:
-        _fail(str(error))
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            typer.echo("error: interrupted; nothing half-written was left behind", err=True)
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        typer.echo(f"error: {one_sentence(error)}", err=True)
+        sys.exit(1)
 
 
 @app.command()
@@ -54,6 +62,7 @@ def report(
     prompts: opt.Prompts = None,
     column: opt.Column = "text",
     limit: opt.Limit = None,
+    chat: opt.Chat = False,
     max_length: opt.MaxLength = None,
     skip_first: opt.SkipFirst = False,
     ratio: opt.Ratio = _CONCENTRATION.ratio,
@@ -68,29 +77,43 @@ def report(
     """Measure a model and write a page on its massive values."""
     from mi_massive.report import build_report
     from mi_massive.report.folder import require_replaceable
-    from mi_massive.study import StudyConfig, run_study
 
-    require_replaceable(out.resolve(), model=model, overwrite=overwrite)
-    texts = opt.read_texts(prompts, column, limit)
+    configs = (
+        ConcentrationConfig(ratio=ratio),
+        BandsConfig(ratio=ratio),
+        SymmetryConfig(ratio=ratio),
+    )
+    require_replaceable(out.resolve(), model=opt.model_name(model), overwrite=overwrite)
+    opt.require_writable("--out", out)
+    capture = opt.CaptureOptions(
+        opt.read_texts(prompts, column, limit), chat, max_length, skip_first, batch_size
+    )
     subject = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    own = capture.tokenize(subject, chat=chat)
     other = None if control == "none" else opt.load(control, device, dtype, None, False, quiet)
+    # A model without RoPE seldom has a chat template: it reads the plain texts.
+    others = None if other is None else capture.tokenize(other, chat=False)
+
+    from mi_massive.study import StudyConfig, run_study  # late: its imports follow those of models
+
     config = StudyConfig(
-        concentration=ConcentrationConfig(ratio=ratio),
-        bands=BandsConfig(ratio=ratio),
-        symmetry=SymmetryConfig(ratio=ratio),
+        concentration=configs[0],
+        bands=configs[1],
+        symmetry=configs[2],
         batch_size=batch_size,
-        max_length=max_length,
         skip_first=skip_first,
     )
-    with progress(len(texts) * (1 if other is None else 2), quiet=quiet) as advance:
-        results = run_study(subject, texts, control=other, config=config, on_progress=advance)
+    with progress(len(own) + (0 if others is None else len(others)), quiet=quiet) as advance:
+        results = run_study(
+            subject, own, control=other, control_prompts=others, config=config, on_progress=advance
+        )
     page = build_report(results, out, overwrite=overwrite)
     if as_json:
-        typer.echo((page.parent / "summary.json").read_text(encoding="utf-8"))
+        typer.echo((page.parent / "summary.json").read_text(encoding="utf-8"), nl=False)
         return
     if not quiet:
         print_claims(results.scoreboard.claims)
-    typer.echo(f"report: {page.resolve()}")
+    typer.echo(f"report: {page}")
 
 
 @app.command("concentration")
@@ -115,8 +138,9 @@ def concentration_command(
 ) -> None:
     """How many massive dimensions q, k and v have, where, and against which null (C1, C2, C9)."""
     config = ConcentrationConfig(ratio=ratio)
+    opt.require_savable(save)
     capture = opt.CaptureOptions(
-        prompts, column, limit, chat, max_length, skip_first, batch_size, save
+        opt.read_texts(prompts, column, limit), chat, max_length, skip_first, batch_size
     )
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     result = concentration(capture.norms(loaded, quiet=quiet), config=config)
@@ -151,8 +175,9 @@ def bands_command(
 ) -> None:
     """Where energy and massive dimensions lie on the frequency axis of RoPE (C8)."""
     config = BandsConfig(ratio=ratio, n_bands=n_bands)
+    opt.require_savable(save)
     capture = opt.CaptureOptions(
-        prompts, column, limit, chat, max_length, skip_first, batch_size, save
+        opt.read_texts(prompts, column, limit), chat, max_length, skip_first, batch_size
     )
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     result = bands(capture.norms(loaded, quiet=quiet), config=config)
@@ -190,8 +215,9 @@ def symmetry_command(
 ) -> None:
     """Whether massive dimensions come in two mirror clusters, one in each half of the head (C8)."""
     config = SymmetryConfig(ratio=ratio, max_gap=max_gap)
+    opt.require_savable(save)
     capture = opt.CaptureOptions(
-        prompts, column, limit, chat, max_length, skip_first, batch_size, save
+        opt.read_texts(prompts, column, limit), chat, max_length, skip_first, batch_size
     )
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     result = symmetry(capture.norms(loaded, quiet=quiet), config=config)
@@ -210,8 +236,8 @@ def models(*, as_json: opt.AsJson = False) -> None:
             "name": entry.name,
             "state": "in the cache" if find_cached(entry.key) else "fetched at first use",
             "wheel_mb": round(entry.wheel_size / 1e6),
-            "licence": entry.licence,
             "summary": entry.summary,
+            "licence": entry.licence,
         }
         for entry in BUILT_IN.values()
     ]
@@ -219,7 +245,7 @@ def models(*, as_json: opt.AsJson = False) -> None:
     if as_json:
         print_json({"built_in": built_in, "families": families})
         return
-    print_records("Built-in models", built_in)
+    print_records("Built-in models", built_in, below=("summary", "licence"))
     print_records("Families (transformers model type)", families)
 
 
@@ -240,9 +266,12 @@ def doctor(
     result = diagnose(opt.load(model, device, dtype, revision, trust_remote_code, quiet))
     checks = [dataclasses.asdict(check) for check in result.checks]
     if as_json:
-        print_json({"model": model, "healthy": result.healthy, "checks": checks})
+        name = result.provenance.model
+        print_json({"model": name, "healthy": result.healthy, "checks": checks})
     else:
-        print_records(model, checks)
+        columns = ("outcome", "question", "found", "consequence")
+        rows = [{name: check[name] for name in columns} for check in checks]
+        print_records(result.provenance.model, rows, below=("found", "consequence"))
     raise typer.Exit(0 if result.healthy else 1)
 
 
@@ -250,8 +279,3 @@ def _finish(result: Any, facts: dict[str, Any], save: Path | None, *, as_json: b
     if save is not None:
         save_result(result, save)
     print_result(result, facts, as_json=as_json)
-
-
-def _fail(sentence: str, *, status: int = 1) -> None:
-    typer.echo(f"error: {sentence}", err=True)
-    sys.exit(status)

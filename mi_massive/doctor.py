@@ -26,6 +26,9 @@ _TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.
 """Largest difference of log-probabilities, and of activations relative to their largest, that
 rounding explains."""
 
+_HEADROOM: Final = 2
+"""Activations this many times larger must still be numbers: other prompts may have them."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
@@ -55,9 +58,8 @@ class DoctorResult:
 def diagnose(model: HookedModel) -> DoctorResult:
     """Measure what can be trusted on `model`, on four default passages cut to 64 tokens.
 
-    Tolerances: a log-probability may differ by 1e-3 in float32, 0.1 in bfloat16 and 0.02 in
-        float16, an activation by
-    the same relative to the largest of its kind.
+    A log-probability may differ by 1e-3 in float32, 0.1 in bfloat16 and 0.02 in float16, an
+    activation by the same relative to the largest of its kind, a norm in float32 by 1e-5.
 
     Raises:
         ValueError: If the model has no tokenizer or gives NaN or infinite activations.
@@ -71,7 +73,7 @@ def diagnose(model: HookedModel) -> DoctorResult:
     checks += [
         _batches(model, prompts, norms),
         _padding(model, prompts, norms),
-        _dtype(model, norms),
+        _dtype(model, prompts),
     ]
     return DoctorResult(
         checks=tuple(checks), provenance=provenance_of(model, prompts, batch_size=1)
@@ -206,17 +208,24 @@ def _padding(model: HookedModel, prompts: TokenizedPrompts, alone: AttentionNorm
     )
 
 
-def _dtype(model: HookedModel, norms: AttentionNorms) -> Check:
-    largest = max(float(norms.sums(projection).norms().max()) for projection in ("q", "k", "v"))
+def _dtype(model: HookedModel, prompts: TokenizedPrompts) -> Check:
+    largest: list[float] = []
+
+    def visit(inputs: AttentionInputs) -> None:
+        states = (inputs.query, inputs.key, inputs.value)
+        largest.extend(float(tensor.abs().max()) for tensor in states)
+
+    for ids in prompts.input_ids:
+        model.attention_inputs(torch.tensor([ids], device=model.device), visit)
     limit = torch.finfo(model.dtype).max
+    full = model.dtype == torch.float32
     return Check(
         question="Does the dtype hold the activations?",
-        outcome="ok" if largest < limit else "deviates",
-        found=f"{str(model.dtype).removeprefix('torch.')}: largest norm of a dimension "
-        f"over a prompt {largest:.4g}, largest number {limit:.3g}",
-        consequence="no activation overflowed"
-        if model.dtype == torch.float32
-        else "no activation overflowed; compare with float32 before trusting small differences",
+        outcome="ok" if max(largest) < limit / _HEADROOM else "deviates",
+        found=f"{str(model.dtype).removeprefix('torch.')}: largest activation {max(largest):.4g}, "
+        f"largest number {limit:.3g}",
+        consequence=f"no activation comes within a factor {_HEADROOM} of overflow"
+        + ("" if full else "; compare with float32 before trusting small differences"),
     )
 
 

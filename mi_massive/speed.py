@@ -1,16 +1,19 @@
 """What a capture costs beside the plain forward pass and beside other ways to get the same norms.
 
 Times are taken in turn within one run (A B C, A B C, ...), so that a machine whose speed drifts
-slows all of them alike; ratios are formed within a round. Peak memory is that of a fresh process each.
+slows all of them alike; ratios are formed within a round. Peak memory is that of a fresh
+process each.
 Does not show the speed of another machine: quote ratios.
 """
 
+import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +33,11 @@ PLAIN: Final = "plain forward"
 WAYS: Final = (PLAIN, "plain body", "capture", "capture by hooks", "run_with_cache")
 """What is timed: transformers' forward pass with logits and its body without, our capture, the same
 capture through the bridge's hook points, and TransformerLens' cache of all activations, reduced."""
+
+_ALONE: Final = (
+    "import sys; from mi_massive import load_model; from mi_massive.speed import print_peak; "
+    "print_peak(*sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -125,9 +133,15 @@ def _in_turn(ways: Mapping[str, Callable[[], object]], n_rounds: int) -> list[li
 
 def _peak_mb(name: str, way: str, n_tokens: int) -> float:
     """Peak memory of a fresh process that loads the model and goes one way once."""
-    command = [sys.executable, "-m", "mi_massive.speed", name, way, str(n_tokens)]
+    command = [sys.executable, "-c", _ALONE, name, way, str(n_tokens)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
+
+
+def print_peak(name: str, way: str, n_tokens: str) -> None:
+    """What the fresh process does."""
+    _run_alone(name, way, int(n_tokens))
+    sys.stdout.write(f"{_own_peak_mb():.1f}\n")
 
 
 @torch.no_grad()
@@ -141,7 +155,16 @@ def _run_alone(name: str, way: str, n_tokens: int) -> AttentionNorms | object:
     return runner(input_ids=torch.tensor(ids), use_cache=False)
 
 
-if __name__ == "__main__":
-    _run_alone(sys.argv[1], sys.argv[2], int(sys.argv[3]))
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sys.stdout.write(f"{kilobytes / (1024 if sys.platform != 'darwin' else 1024**2):.1f}\n")
+def _own_peak_mb() -> float:
+    """Peak memory of this process, in MiB.
+
+    On Linux from /proc: `ru_maxrss` survives exec, so a child of a large process starts with the
+    parent's peak (measured: every way had the parent's 5194 MiB).
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        if peak is not None:
+            return int(peak[1]) / 1024
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mi_massive.bands import BandsConfig, BandsResult, bands
+from mi_massive.bands import BandsConfig, bands
 from mi_massive.capture import capture_norms
-from mi_massive.capture_patterns import capture_patterns
 from mi_massive.claims import scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
 from mi_massive.models.base import HookedModel
+from mi_massive.norms import AttentionNorms
+from mi_massive.pattern_capture import capture_patterns
 from mi_massive.patterns import PatternsResult
 from mi_massive.prompts import TokenizedPrompts
 from mi_massive.report.results import ReportResults
-from mi_massive.symmetry import SymmetryConfig, SymmetryResult, symmetry
+from mi_massive.symmetry import SymmetryConfig, symmetry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +27,7 @@ class StudyConfig:
     max_length: int | None = None
     skip_first: bool = False
     n_pattern_heads: int = 6
-    """Heads of the token-level view; 0 leaves it out."""
+    """Heads of the token-level view, at most one a layer; 0 leaves it out."""
 
 
 def run_study(
@@ -42,7 +43,7 @@ def run_study(
 
     Args:
         model: The model to judge.
-        prompts: Texts, or what `tokenize_prompts` returns.
+        prompts: Texts, or what `tokenize_prompts` returns (for a chat template).
         control: A model without rotary position embeddings, for claim C3.
         control_prompts: The same texts for the control where `prompts` are token ids of the
             model's own tokenizer.
@@ -54,64 +55,27 @@ def run_study(
         Everything that `build_report` needs.
 
     Raises:
-        ValueError: If the control rotates its queries and keys, or the prompts do not fit a model.
+        ValueError: If the control rotates its queries and keys, the prompts do not fit a model, or
+            they are token ids and `control_prompts` is missing.
     """
     config = config or StudyConfig()
-    if control is not None and control.geometry.rotates:
-        raise ValueError(
-            f"control must be a model without rotary position embeddings, "
-            f"got {control.name}, which rotates"
-        )
-    notes: list[str] = []
-    norms = capture_norms(
-        model,
-        prompts,
-        batch_size=config.batch_size,
-        max_length=config.max_length,
-        skip_first=config.skip_first,
-        on_progress=on_progress,
-    )
+    _require_control(control, prompts, control_prompts)
+    norms = _capture(model, prompts, config, on_progress)
     concentrated = concentration(norms, config=config.concentration)
-    banded: BandsResult | None = None
-    symmetric: SymmetryResult | None = None
-    if norms.geometry.rotates:
-        banded = bands(norms, config=config.bands)
-        symmetric = symmetry(norms, config=config.symmetry)
-    else:
-        notes += [
-            f"{section}: {model.name} does not rotate its queries and keys, "
-            "so there is no frequency to place them on."
-            for section in ("bands", "symmetry")
-        ]
+    rotates = norms.geometry.rotates
+    banded = bands(norms, config=config.bands) if rotates else None
+    symmetric = symmetry(norms, config=config.symmetry) if rotates else None
     controlled: ConcentrationResult | None = None
-    if control is None:
-        notes.append(
-            "control: No model without rotary position embeddings was measured beside this one."
+    if control is not None:
+        others = prompts if control_prompts is None else control_prompts
+        controlled = concentration(
+            _capture(control, others, config, on_progress), config=config.concentration
         )
-    else:
-        control_norms = capture_norms(
-            control,
-            prompts if control_prompts is None else control_prompts,
-            batch_size=config.batch_size,
-            max_length=config.max_length,
-            skip_first=config.skip_first,
-            on_progress=on_progress,
-        )
-        controlled = concentration(control_norms, config=config.concentration)
     patterns: PatternsResult | None = None
     if config.n_pattern_heads and model.has_head:
-        text = prompts.texts[0] if isinstance(prompts, TokenizedPrompts) else prompts[0]
-        n_heads = min(config.n_pattern_heads, len(norms.layers))
-        patterns = capture_patterns(model, text, norms, n_heads=n_heads)
-    else:
-        notes.append(
-            "patterns: Left out, because "
-            + (
-                "it was not asked for."
-                if model.has_head
-                else "the checkpoint has no language-modelling head."
-            )
-        )
+        tokenized = isinstance(prompts, TokenizedPrompts)
+        first = prompts.input_ids[0] if tokenized else prompts[0]
+        patterns = capture_patterns(model, first, norms, n_heads=config.n_pattern_heads)
     return ReportResults(
         scoreboard=scoreboard(concentrated, bands=banded, symmetry=symmetric, control=controlled),
         concentration=concentrated,
@@ -119,5 +83,60 @@ def run_study(
         symmetry=symmetric,
         patterns=patterns,
         control=controlled,
-        notes=tuple(notes),
+        notes=_notes(model, control, config),
     )
+
+
+def _require_control(
+    control: HookedModel | None,
+    prompts: TokenizedPrompts | Sequence[str],
+    control_prompts: TokenizedPrompts | Sequence[str] | None,
+) -> None:
+    if control is None:
+        return
+    if control.geometry.rotates:
+        raise ValueError(
+            f"control must be a model without rotary position embeddings, "
+            f"got {control.name}, which rotates"
+        )
+    if isinstance(prompts, TokenizedPrompts) and control_prompts is None:
+        raise ValueError(
+            "control_prompts must be given when prompts are token ids, which mean other words to "
+            "the control, got None; pass the texts"
+        )
+
+
+def _capture(
+    model: HookedModel,
+    prompts: TokenizedPrompts | Sequence[str],
+    config: StudyConfig,
+    on_progress: Callable[[int], None] | None,
+) -> AttentionNorms:
+    return capture_norms(
+        model,
+        prompts,
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+        skip_first=config.skip_first,
+        on_progress=on_progress,
+    )
+
+
+def _notes(model: HookedModel, control: HookedModel | None, config: StudyConfig) -> tuple[str, ...]:
+    """Why a part of the study is missing, each note under the word of its section."""
+    notes: list[str] = []
+    if not model.geometry.rotates:
+        notes += [
+            f"{section}: {model.name} does not rotate its queries and keys, "
+            "so there is no frequency to place them on."
+            for section in ("bands", "symmetry")
+        ]
+    if control is None:
+        notes.append(
+            "control: No model without rotary position embeddings was measured beside this one."
+        )
+    if not config.n_pattern_heads:
+        notes.append("patterns: Left out, because it was not asked for.")
+    elif not model.has_head:
+        notes.append("patterns: Left out, because the checkpoint has no language-modelling head.")
+    return tuple(notes)

@@ -29,7 +29,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("_reductions", "patterns"),
     ),
     # Touch a model: the only importers of transformer_lens and transformers.
-    2: ("models", "capture", "capture_patterns", "interventions"),
+    2: ("models", "capture", "pattern_capture", "interventions"),
     # A task knows no model; evaluation joins the two.
     3: ("tasks", "evaluation"),
     # Analyses that run models through the layers below.
@@ -62,7 +62,10 @@ HEAVY = ("plotly", "ray", "datasets")
 # Tests of the whole; every other tests/test_X.py is the test of a module X, of a member of a
 # family (test_models_hub.py or test_hub.py for models/hub.py), or of what its members share
 # (test_models_sources.py: a family's name, then the subject).
-TESTS_OF_THE_WHOLE = {"layering", "public_api", "experiments", "hooked_transformer"}
+TESTS_OF_THE_WHOLE = {
+    *("layering", "public_api", "experiments", "hooked_transformer"),
+    "study_default",  # what is claimed about the built-in models, measured on them
+}
 
 MAX_LINES = 300
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 # Loaded at first use: the list of built-in models and families needs no transformers.
 _HOME = {"HookedModel": "base", "load_model": "load"}
+_OF_TRANSFORMERS = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tokenization_auto")
 
 __all__ = ["HookedModel", "UnsupportedModelError", "load_model"]
 
@@ -19,5 +20,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mi_massive.models' has no attribute {name!r}")
     # First and from here, not from a module of ours: see the import of torch in `mi_massive`.
-    importlib.import_module("transformers")
+    for part in _OF_TRANSFORMERS:
+        importlib.import_module(f"transformers.{part}")
     return getattr(importlib.import_module(f"mi_massive.models.{_HOME[name]}"), name)

@@ -83,7 +83,9 @@ def _concentration(result: ConcentrationResult, control: ConcentrationResult | N
                 "heads are dimensions the heads share; a dotted cell is massive. One colour range, "
                 "up to twice the threshold, serves all layers and panels; cells beyond it are "
                 "purple with a triangle. Move the slider to change the layer.",
-                plot_heads(result, color_max=color_max),
+                plot_heads(
+                    result, layer=result.layers[len(result.layers) // 2], color_max=color_max
+                ),
             ),
             picture(
                 "layers",

@@ -88,6 +88,7 @@ def figure(
         "height": height,
         "margin": {"l": 60, "r": 24, "t": 40, "b": 104, "pad": 2},
         "paper_bgcolor": "rgba(0,0,0,0)",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)"},
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": FONT, "size": 13, "color": INK},
         "legend": {

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mi_massive._checks import require_in_range, require_not_empty
+from mi_massive._checks import require_in_range, require_not_empty, require_positive
 from mi_massive.capture import provenance_of
 from mi_massive.models.attention import AttentionInputs
 from mi_massive.models.base import HookedModel
@@ -23,7 +23,7 @@ from mi_massive.prompts import tokenize_prompts
 
 def capture_patterns(
     model: HookedModel,
-    prompt: str,
+    prompt: str | Sequence[int],
     norms: AttentionNorms,
     *,
     n_heads: int = 6,
@@ -34,10 +34,10 @@ def capture_patterns(
 
     Args:
         model: The model that `norms` came from.
-        prompt: Text to run.
+        prompt: Text to run, or its token ids (of a prompt in a chat template, for instance).
         norms: From `capture_norms`; decides each head's massive dimension and, without `heads`,
             the heads.
-        n_heads: Heads to show: those with the largest max/mean of the query norms, at most one a
+        n_heads: Heads to show at most: those with the largest max/mean of the query norms, one a
             layer.
         heads: `(block, head)` pairs to show instead.
         max_length: Tokens of the prompt to keep; patterns grow with its square.
@@ -48,13 +48,14 @@ def capture_patterns(
         UnsupportedModelError: If the model has no attention patterns to read.
     """
     _require_same_model(model, norms)
-    require_not_empty("prompt", prompt, remedy="pass a text")
+    require_not_empty("prompt", prompt, remedy="pass a text or token ids")
     chosen = _most_concentrated(norms, n_heads) if heads is None else list(heads)
     for block, head in chosen:
         _require_head(norms, block, head)
     if model.tokenizer is None:
-        raise ValueError(f"the tokenizer of {model.name} must exist to run a text, got none")
-    tokenized = tokenize_prompts(model.tokenizer, [prompt], max_length=max_length)
+        raise ValueError(f"the tokenizer of {model.name} must exist to name tokens, got none")
+    kept = min(max_length, model.geometry.training_context or max_length)
+    tokenized = tokenize_prompts(model.tokenizer, [prompt], max_length=kept)
     input_ids = torch.tensor(tokenized.input_ids, device=model.device)
     queries = _queries(model, input_ids)
     patterns = _patterns(model, input_ids, sorted({block for block, _ in chosen}))
@@ -96,9 +97,10 @@ def _require_head(norms: AttentionNorms, block: int, head: int) -> None:
 
 def _most_concentrated(norms: AttentionNorms, n_heads: int) -> list[tuple[int, int]]:
     """Heads of largest max/mean, at most one a layer, in model order."""
-    require_in_range("n_heads", n_heads, low=1, high=len(norms.layers), unit="layers")
-    peaks, heads = (norms.q.amax(dim=-1) / norms.q.mean(dim=-1)).max(dim=-1)
-    layers = sorted(int(layer) for layer in peaks.topk(n_heads).indices)
+    require_positive("n_heads", n_heads)
+    # A head whose norms are all zero has no max/mean, and nothing to show.
+    peaks, heads = (norms.q.amax(dim=-1) / norms.q.mean(dim=-1)).nan_to_num(0).max(dim=-1)
+    layers = sorted(int(layer) for layer in peaks.topk(min(n_heads, len(peaks))).indices)
     return [(norms.layers[layer], int(heads[layer])) for layer in layers]
 
 

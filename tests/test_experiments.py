@@ -1,0 +1,112 @@
+"""Experiments are short scripts that say what would refute them, and their records can be read."""
+
+import ast
+import importlib.util
+import math
+import re
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mi_massive import ScoreboardResult, load_result
+from mi_massive.models.wheel import BUILT_IN
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "experiments"
+RECORDS = EXPERIMENTS / "records"
+SCRIPTS = sorted(EXPERIMENTS.glob("*.py"))
+SAVED = sorted(RECORDS.glob("*.json"))
+PAGES = (ROOT / "README.md", EXPERIMENTS / "README.md")
+MAX_LINES = 150
+
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+each_record = pytest.mark.parametrize("record", SAVED, ids=lambda path: path.stem)
+
+
+def load(script: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"experiment_{script.stem}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def links(page: Path) -> list[Path]:
+    """Files that a page links to."""
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    return [(page.parent / target).resolve() for target in targets if "://" not in target]
+
+
+@each_script
+def test_a_script_states_question_refutation_cost_and_command(script: Path) -> None:
+    documented = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    opening, _, rest = documented.partition("\n\n")
+    assert "\n" not in opening
+    assert re.findall(r"^(Question|Refuted by|Cost|Command): \S", rest, re.MULTILINE) == [
+        "Question",
+        "Refuted by",
+        "Cost",
+        "Command",
+    ]
+    assert f"Command: python experiments/{script.name}" in rest
+
+
+@each_script
+def test_a_script_is_short(script: Path) -> None:
+    assert script.read_text(encoding="utf-8").count("\n") < MAX_LINES
+
+
+@each_script
+def test_help_works(script: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code in (0, None)
+    assert "usage: " in capsys.readouterr().out
+
+
+@each_record
+def test_a_record_loads_and_names_a_model_of_this_package(record: Path) -> None:
+    result = load_result(record)
+    assert result.provenance.model in BUILT_IN
+    assert result.provenance.model in record.stem
+    assert result.provenance.revision == BUILT_IN[result.provenance.model].requirement
+    assert len(result.provenance.prompts_digest) == 64
+    assert result.provenance.versions["mi-massive"] != "not installed"
+
+
+@each_record
+def test_a_record_is_linked(record: Path) -> None:
+    assert record.resolve() in [target for page in PAGES for target in links(page)]
+
+
+def test_every_tensor_file_belongs_to_a_record() -> None:
+    tensors = {path.stem for path in RECORDS.glob("*.safetensors")}
+    assert tensors <= {path.stem for path in SAVED}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_every_linked_file_exists(page: Path) -> None:
+    assert [str(target) for target in links(page) if not target.exists()] == []
+
+
+def test_the_claims_table_of_the_readme_is_that_of_its_record() -> None:
+    record = RECORDS / "claims_smollm2-135m-instruct.json"
+    table = load(EXPERIMENTS / "readme_table.py").table(record)
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_decided_claim_has_an_interval() -> None:
+    board = load_result(RECORDS / "claims_smollm2-135m-instruct.json")
+    assert isinstance(board, ScoreboardResult)
+    for claim in board.claims:
+        assert claim.estimate.n > 0
+        assert claim.estimate.test
+        if claim.verdict != "inconclusive":
+            assert math.isfinite(claim.estimate.low)
+            assert math.isfinite(claim.estimate.high)
