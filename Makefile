@@ -27,7 +27,7 @@ setup: $(STAMP)  ## Create .venv and install the tested set of packages
 test: setup  ## Format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 # The folder is this target's own: a report of another MODEL in it is replaced.

@@ -276,6 +276,6 @@ def doctor(
 
 
 def _finish(result: Any, facts: dict[str, Any], save: Path | None, *, as_json: bool) -> None:
+    print_result(result, facts, as_json=as_json)  # first: it is not lost if the disk is full
     if save is not None:
         save_result(result, save)
-    print_result(result, facts, as_json=as_json)

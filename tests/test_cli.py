@@ -371,8 +371,11 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(
 
     save = reported.parent / "saved" / "result.json"
     monkeypatch.setattr(safetensors.torch, "save_file", fill_up_rust)
-    sentence = refused(run("concentration", tiny, *options, "--save", save))
-    assert sentence.startswith("the disk must have room, got 'I/O error: No space left on device")
+    answer = run("concentration", tiny, *options, "--save", save)
+    assert answer.status == 1
+    assert "contrast_q" in answer.out  # what was computed is still shown
+    full = "error: the disk must have room, got 'I/O error: No space left on device"
+    assert answer.err.startswith(full)
     assert list(save.parent.iterdir()) == []
 
 

@@ -35,7 +35,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "disruption", "conflict", "patching"),
-        *("twins", "quantization", "claims", "_verdicts", "sweep"),
+        *("twins", "quantization", "claims", "_verdicts", "sweep", "speed"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),
