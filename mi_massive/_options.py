@@ -58,8 +58,13 @@ class CaptureOptions:
     skip_first: bool
     batch_size: int
 
-    def tokenize(self, model: "HookedModel", *, chat: bool) -> TokenizedPrompts:
-        """The prompts as `model` reads them; `chat` wraps them in its chat template."""
+    def tokenize(
+        self, model: "HookedModel", *, chat: bool, fitting: bool = True
+    ) -> TokenizedPrompts:
+        """The prompts as `model` reads them; `chat` wraps them in its chat template.
+
+        Prompts beyond the model's context are refused, unless `fitting` is False.
+        """
         if model.tokenizer is None:
             raise ValueError(f"the tokenizer of {model.name} must exist to run texts, got none")
         return tokenize_prompts(
@@ -67,7 +72,7 @@ class CaptureOptions:
             self.texts,
             chat=chat,
             max_length=self.max_length,
-            context=model.geometry.training_context,
+            context=model.geometry.training_context if fitting else None,
         )
 
     def norms(self, model: "HookedModel", *, quiet: bool) -> AttentionNorms:

@@ -1,8 +1,9 @@
 """What bands and symmetry share: estimates over layers, and nulls that move a layer's rotary pairs.
 
-Heads of one layer agree with each other, so a layer is the unit: intervals resample whole layers,
-and a draw from a null moves the pairs of all heads of a layer alike. That is stricter than moving
-each head by itself, which would count what the heads share as evidence many times over.
+Heads of one layer agree with each other, so a layer is the unit of the intervals: they resample
+whole layers. Layers agree as well: they share the frequencies of RoPE and prefer the same pairs. So
+a draw from a null moves the pairs of all heads of all layers alike. Moving each head or each layer
+by itself would count what they share as evidence many times over.
 """
 
 from collections.abc import Sequence
@@ -105,22 +106,26 @@ def layer_share(
 
 
 def permuted_traces(
-    tables: Sequence[Float[np.ndarray, "_ _"]], *, config: PairConfig
+    tables: Sequence[Float[np.ndarray, "_ _"]], *, config: PairConfig, alike: bool = True
 ) -> tuple[Float[np.ndarray, "draw"], float]:
     """Draws of `sum over layers of sum_p table[p, permuted(p)]`, and their expectation.
 
-    The trace of a table is what is observed; each draw permutes the columns of each table anew.
+    The trace of a table is what is observed. A draw permutes the columns of all tables of one size
+    alike: n layers that prefer the same pair are one chance event, not n. Tables of different sizes
+    are permuted independently of each other.
 
     Args:
         tables: One a layer, square: what row p would add if it met column p'.
         config: Number of draws and their seed.
+        alike: False permutes each table by itself, for tables of things that have nothing in
+            common between layers, such as heads.
 
     Returns:
         The draws, and the exact mean over all permutations.
     """
     rng = np.random.default_rng(config.seed)
     draws, expected = np.zeros(config.n_resamples), 0.0
-    for table in tables:
+    for table in _summed_by_size(tables) if alike else tables:
         rows = np.arange(len(table))
         columns = rng.permuted(np.tile(rows, (config.n_resamples, 1)), axis=1)
         draws += table[rows, columns].sum(axis=1)
@@ -131,10 +136,11 @@ def permuted_traces(
 def shifted_sums(
     tables: Sequence[Float[np.ndarray, "_"]], *, config: PairConfig
 ) -> tuple[Float[np.ndarray, "draw"], float]:
-    """Draws of `sum over layers of table[shift]` with a random shift a layer, and their mean.
+    """Draws of `sum over layers of table[shift]` with random shifts, and their mean.
 
-    Shift 0 is what is observed. It is drawn as often as any other, so that one layer with n pairs
-    cannot give a p below about 1 / n.
+    A draw shifts all layers of equally many pairs alike, others independently. Shift 0 is what is
+    observed. It is drawn as often as any other, so that p cannot fall below about 1 / n where all
+    layers have n pairs: with n < 20 it never reaches 0.05.
 
     Args:
         tables: One a layer: the statistic at each circular shift, from 0.
@@ -145,7 +151,15 @@ def shifted_sums(
     """
     rng = np.random.default_rng(config.seed)
     draws, expected = np.zeros(config.n_resamples), 0.0
-    for table in tables:
+    for table in _summed_by_size(tables):
         draws += table[rng.integers(len(table), size=config.n_resamples)]
         expected += float(table.mean())
     return draws, expected
+
+
+def _summed_by_size(tables: Sequence[Any]) -> list[Any]:
+    """Sum over the tables of each size: what moves alike can be added up before it moves."""
+    sums: dict[int, Any] = {}
+    for table in tables:
+        sums[len(table)] = sums.get(len(table), 0) + table
+    return list(sums.values())

@@ -1,7 +1,9 @@
 """The tests behind `symmetry`: first against second members of rotary pairs, and their nulls.
 
 A table holds, for the pairs p and p' of one layer, what first member p and second member p' add to
-a statistic when they are partners, summed over heads. Its trace is what is observed.
+a statistic when they are partners, summed over heads. Its trace is what is observed. Both nulls
+move the second members of all layers alike; there are only as many circular shifts as pairs, so
+that a p against them is never below about 1 / n_pairs.
 """
 
 from typing import Literal
@@ -17,8 +19,8 @@ from mi_massive.stats import Estimate
 Null = Literal["permuted", "shifted"]
 
 _NULL_NAMES: dict[Null, str] = {
-    "permuted": "partners permuted within layers",
-    "shifted": "partners shifted circularly within layers",
+    "permuted": "partners permuted, alike in all layers",
+    "shifted": "partners shifted circularly, alike in all layers (p at least about 1 / pairs)",
 }
 
 

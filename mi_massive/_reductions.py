@@ -5,7 +5,7 @@ positions are taken in chunks so that intermediate tensors stay small whatever t
 prompt. Sums are float32.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,12 @@ class TokenWeights:
     skip_first: bool
     all_counted: bool = False
     """True if every token of `counted` enters, so that nothing needs to be masked."""
+
+    def on(self, device: torch.device) -> "TokenWeights":
+        """The same weights on the device of a layer."""
+        return replace(
+            self, counted=self.counted.to(device), after_first=self.after_first.to(device)
+        )
 
 
 def sum_states(states: Float[Tensor, "batch head pos d_head"], weights: TokenWeights) -> SiteSums:
@@ -70,7 +76,11 @@ def sum_rotary_states(
             sums[0] += _weighted_sum(square, counted)
             sums[1] += _weighted_sum(value, counted)
             sums[2] += _weighted_sum(value[..., :start] * inverse, after)
-    first, second = (
+    # A factor that the model applies on top of the turn is no part of the states before it.
+    unscaled = torch.ones(states.shape[-1], device=states.device)
+    unscaled[:start] = 1 / rotary.factor
+    back[0], back[1] = back[0] * unscaled.square(), back[1] * unscaled
+    rotated_sums, back_sums = (
         _site_sums(
             states,
             weights,
@@ -80,8 +90,8 @@ def sum_rotary_states(
         )
         for squares, total, unit in (rotated, back)
     )
-    # Position 0 is not turned: both stages share the first token's activation.
-    return first, second
+    # Position 0 is not turned: both stages share the first token's activation, up to the factor.
+    return rotated_sums, replace(back_sums, first=back_sums.first * unscaled)
 
 
 def _site_sums(

@@ -6,9 +6,12 @@ minimum effects are round numbers: twice as close as by chance, three in four, m
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from mi_massive.concentration import ConcentrationResult
+from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
@@ -47,7 +50,7 @@ RULES: Final[dict[str, Rule]] = {
         minimum=0.5,  # on average at most half as far apart as by chance
     ),
     "C3": Rule(
-        statement="Models without rotary position embeddings do not have them.",
+        statement="The control without rotary position embeddings does not have them.",
         quantity="max/mean norm of a head divided by that in the control, geometric mean",
         minimum=1.5,
     ),
@@ -98,3 +101,45 @@ def decide(estimate: Estimate, *, minimum: float) -> Verdict:
     if estimate.low > estimate.null and estimate.effect >= minimum and significant:
         return "supported"
     return "not supported" if estimate.high < minimum else "inconclusive"
+
+
+def decide_all(estimates: Sequence[Estimate], *, minimum: float) -> tuple[Verdict, Estimate]:
+    """Judge estimates that must all pass: the worst verdict, and the smallest effect that has it.
+
+    The estimate carries the largest p of all, NaN if one is. Nothing to judge is inconclusive.
+    """
+    estimates = estimates or [UNDEFINED]
+    verdicts: list[Verdict] = [decide(estimate, minimum=minimum) for estimate in estimates]
+    verdict = min(verdicts, key=VERDICTS.index)
+    weakest = min(
+        (e for v, e in zip(verdicts, estimates, strict=True) if v == verdict),
+        key=lambda e: math.inf if math.isnan(e.effect) else e.effect,
+    )
+    p_values = [estimate.p_value for estimate in estimates]
+    p_value = math.nan if any(map(math.isnan, p_values)) else max(p_values)
+    return verdict, replace(weakest, p_value=p_value)
+
+
+def require_same_capture(name: str, given: Provenance, expected: Provenance) -> None:
+    """Raise ValueError unless both come from one model and the same prompts."""
+    if (given.model, given.prompts_digest) != (expected.model, expected.prompts_digest):
+        raise ValueError(
+            f"{name} must come from the same capture as concentration, got {given.model!r} with "
+            f"prompts {given.prompts_digest[:8]} for {expected.model!r} with prompts "
+            f"{expected.prompts_digest[:8]}; compute both from one capture"
+        )
+
+
+def require_control(control: ConcentrationResult, result: ConcentrationResult) -> None:
+    """Raise ValueError unless `control` does not rotate and has as many prompts as `result`."""
+    if control.rotating_layers:
+        raise ValueError(
+            f"control must be a model without rotary position embeddings, got "
+            f"{control.provenance.model!r}, which rotates in {len(control.rotating_layers)} layers"
+        )
+    n, expected = (len(r.q.prompt_max_over_mean) for r in (control, result))
+    if n != expected:
+        raise ValueError(
+            f"control must be measured on the same prompts, got {n} prompts and {expected}; "
+            "capture both models on one list"
+        )

@@ -16,11 +16,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mi_massive._band_tests import counted_share, low_half_share, same_pair_share, slow_half
+from mi_massive._band_tests import (
+    counted_share,
+    low_half_share,
+    massive_counts,
+    partial_cycle,
+    same_pair_share,
+    slow_half,
+    unrotated_share,
+)
 from mi_massive._checks import require_in_range
 from mi_massive._pairs import require_valid
 from mi_massive.axes import Projection
-from mi_massive.concentration import massive_mask
 from mi_massive.norms import AttentionNorms, Stage
 from mi_massive.records import Provenance
 from mi_massive.rope import ModelGeometry, RotaryGeometry, require_rotating
@@ -65,10 +72,10 @@ class ProjectionBands:
     """Energy-weighted mean of log10(wavelength in tokens), over pairs of finite wavelength."""
     low_half_share: Estimate
     """Energy share in the slower half of the pairs, mean over heads, then over prompts; null 0.5
-    (pairs permuted, alike in all heads of a layer). A middle pair counts half."""
+    (pairs permuted, alike in all heads and layers). A middle pair counts half."""
     massive_low_half_share: Estimate
     """Share of the massive dimensions that rotate that lie in the slower half of the pairs; null
-    0.5 (pairs permuted, alike in all heads of a layer). n counts layers with massive dimensions."""
+    0.5 (pairs permuted, alike in all heads and layers). n counts layers with massive dimensions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -93,9 +100,13 @@ class BandsResult:
     context (`inv_freq * training_context < 2 * pi`), against the share of all pairs that do not:
     Jonasson 2025, arXiv:2503.01832, expects large offsets in pairs with such a partial cycle. NaN
     without a training context."""
+    massive_unrotated_share: Estimate
+    """Share of the massive dimensions of q and k, in the layers here, that do not rotate: 0 but for
+    partial rotary models. The shares of massive dimensions above do not see them. Not tested."""
     q_k_same_pair: Estimate
     """Share of query heads whose top pair equals that of their key-value head; null: key-value
-    heads permuted within each layer, which keeps what all heads of a layer have in common."""
+    heads permuted within each layer by itself, which keeps what all heads of a layer have in
+    common."""
     config: BandsConfig
     provenance: Provenance
 
@@ -150,7 +161,7 @@ def bands(
         energy_share[h, p] = energy[h, p] / sum over p of energy[h, p]
 
     Layers without rotation are left out and named in `skipped_layers`; dimensions that do not
-    rotate (partial rotary) take no part in the shares.
+    rotate (partial rotary) take no part in the shares but for `massive_unrotated_share`.
 
     Args:
         norms: From `capture_norms`.
@@ -189,7 +200,8 @@ def bands(
         layers=tuple(blocks[index] for index in rotaries),
         skipped_layers=tuple(blocks[i] for i in range(n_layers) if i not in rotaries),
         training_context=geometry.training_context,
-        partial_cycle=_partial_cycle(norms, rotaries, geometry.training_context, config),
+        partial_cycle=partial_cycle(norms, rotaries, geometry.training_context, config),
+        massive_unrotated_share=unrotated_share(norms, rotaries, config),
         q_k_same_pair=same_pair_share(
             q.top_pair, k.top_pair, [geometry.layers[i] for i in rotaries], config
         ),
@@ -207,7 +219,7 @@ def _profile(
 ) -> ProjectionBands:
     sums = norms.sums(projection, stage)
     pooled = sums.pooled_norms()
-    counts = _massive_counts(pooled, rotaries, config)
+    counts = massive_counts(pooled, rotaries, config)
     squares = sums.squares.double()
     energies = [
         squares[:, index][..., rotary.pair_dims].sum(dim=-1) for index, rotary in rotaries.items()
@@ -238,16 +250,6 @@ def _shares(values: Float[Tensor, "*rest pair"]) -> Float[Tensor, "*rest pair"]:
     return values / values.sum(dim=-1, keepdim=True)
 
 
-def _massive_counts(
-    pooled: Float[Tensor, "layer head d_head"],
-    rotaries: dict[int, RotaryGeometry],
-    config: BandsConfig,
-) -> list[Float[Tensor, "head pair"]]:
-    """Massive dimensions (0 to 2) in each pair, one tensor a rotating layer."""
-    massive = massive_mask(pooled, ratio=config.ratio).double()
-    return [massive[i][:, rotary.pair_dims].sum(dim=-1) for i, rotary in rotaries.items()]
-
-
 def _band_shares(share: Float[Tensor, "head pair"], n_bands: int) -> Float[Tensor, "head band"]:
     n_pairs = share.shape[-1]
     band = torch.arange(n_pairs) * n_bands // n_pairs
@@ -266,27 +268,6 @@ def _top_pairs(
 def _centre(share: Float[Tensor, "head pair"], rotary: RotaryGeometry) -> Float[Tensor, "head"]:
     finite = rotary.inv_freq > 0
     return (_shares(share[:, finite]) @ rotary.wavelengths[finite].log10()).float()
-
-
-def _partial_cycle(
-    norms: AttentionNorms,
-    rotaries: dict[int, RotaryGeometry],
-    training_context: int | None,
-    config: BandsConfig,
-) -> Estimate:
-    if training_context is None:
-        nan = math.nan
-        unknown = "not tested: the model states no training context"
-        return Estimate(effect=nan, low=nan, high=nan, n=0, n_of="layers", test=unknown)
-    q, k = (_massive_counts(pooled, rotaries, config) for pooled in (norms.q, norms.k))
-    return counted_share(
-        [q_count.sum(dim=0) + k_count.sum(dim=0) for q_count, k_count in zip(q, k, strict=True)],
-        [
-            (rotary.inv_freq * training_context < 2 * math.pi).double()
-            for rotary in rotaries.values()
-        ],
-        config,
-    )
 
 
 def _padded(rows: list[Float[Tensor, "*rest _"]]) -> Float[Tensor, "layer *rest pair"]:

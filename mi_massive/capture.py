@@ -3,7 +3,8 @@
 Answers how large each head dimension of queries, keys and values is over the positions of real
 text, as they enter the attention and with the rotation undone. Costs little more than the forward
 pass of the model's body; no attention pattern is materialized, and memory beyond that pass does
-not grow with the number of tokens. Does not show single tokens, except the first.
+not grow with the number of tokens, but for one table of rotation angles. Does not show single
+tokens, except the first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_massive._checks import require_in_range, require_not_empty
+from mi_massive._checks import require_in_range, require_not_empty, require_positive
 from mi_massive._reductions import TokenWeights, sum_rotary_states, sum_states
 from mi_massive.models.attention import AttentionInputs
 from mi_massive.models.base import HookedModel
@@ -122,14 +123,26 @@ def _tokenize(
     )
     context = model.geometry.training_context
     if isinstance(prompts, TokenizedPrompts):
-        return _within(prompts, max_length, context)
-    return tokenize_prompts(model.tokenizer, prompts, max_length=max_length, context=context)
+        tokenized = _within(prompts, max_length, context)
+    else:
+        tokenized = tokenize_prompts(
+            model.tokenizer, prompts, max_length=max_length, context=context
+        )
+    for number, ids in enumerate(tokenized.input_ids):
+        if ids and max(ids) >= model.n_vocabulary:
+            raise ValueError(
+                f"prompts[{number}] must hold token ids below the vocabulary's size of "
+                f"{model.n_vocabulary}, got {max(ids)}; tokenize with the model's own tokenizer"
+            )
+    return tokenized
 
 
 def _within(
     prompts: TokenizedPrompts, max_length: int | None, context: int | None
 ) -> TokenizedPrompts:
     """Prompts with their ids cut to `max_length`; one that is longer than `context` is refused."""
+    if max_length is not None:
+        require_positive("max_length", max_length)
     rows = tuple(ids[:max_length] for ids in prompts.input_ids)
     for number, ids in enumerate(rows):
         if context is not None and len(ids) > context:
@@ -165,14 +178,15 @@ def _capture_batch(
     layers: list[dict[str, SiteSums]] = []
 
     def visit(seen: AttentionInputs) -> None:
-        rotary = rotary_of[seen.block]
-        sums = {"v": sum_states(seen.value, weights)}
+        rotary, device = rotary_of[seen.block], seen.query.device
+        here = weights.on(device)
+        sums = {"v": sum_states(seen.value, here)}
         for site, states in (("q", seen.query), ("k", seen.key)):
             if rotary is None:
-                sums[site] = sum_states(states, weights)
+                sums[site] = sum_states(states, here)
             else:
                 sums[site], sums[f"{site}_unrotated"] = sum_rotary_states(
-                    states, weights, rotary, turns[id(rotary)]
+                    states, here, rotary, turns[id(rotary)].to(device)
                 )
         layers.append(sums)
 
@@ -184,8 +198,8 @@ def _capture_batch(
 
 
 def _turns(rotary: RotaryGeometry, places: Int[Tensor, "pos"]) -> Float[Tensor, "2 pos pair"]:
-    angles = places[:, None].double() * rotary.inv_freq.to(places.device)
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    angles = places[:, None].cpu().double() * rotary.inv_freq
+    return torch.stack([angles.cos(), angles.sin()]).float().to(places.device)
 
 
 def _stack_layers(
@@ -203,11 +217,11 @@ def _stack_layers(
         parts = [layer[site] if site in layer else layer[stage_less] for layer in layers]
         phasors = None
         if geometry.rotates and site != "v":
-            phasors = torch.cat([_phasors(part, geometry.n_pairs) for part in parts], dim=1).cpu()
+            phasors = torch.cat([_phasors(part, geometry.n_pairs).cpu() for part in parts], dim=1)
         stacked[site] = SiteSums(
-            squares=torch.cat([part.squares for part in parts], dim=1).cpu(),
-            total=torch.cat([part.total for part in parts], dim=1).cpu(),
-            first=torch.cat([part.first for part in parts], dim=1).cpu(),
+            squares=torch.cat([part.squares.cpu() for part in parts], dim=1),
+            total=torch.cat([part.total.cpu() for part in parts], dim=1),
+            first=torch.cat([part.first.cpu() for part in parts], dim=1),
             phasors=phasors,
         )
     return stacked
@@ -223,9 +237,9 @@ def _in_order(parts: Sequence[SiteSums], places: Int[Tensor, "prompt"]) -> SiteS
     """Put the prompts of all batches on one axis, in the order in which they were given."""
     phasors = [part.phasors for part in parts if part.phasors is not None]
     return SiteSums(
-        squares=torch.cat([part.squares for part in parts])[places],
-        total=torch.cat([part.total for part in parts])[places],
-        first=torch.cat([part.first for part in parts])[places],
+        squares=torch.cat([part.squares.cpu() for part in parts])[places],
+        total=torch.cat([part.total.cpu() for part in parts])[places],
+        first=torch.cat([part.first.cpu() for part in parts])[places],
         phasors=torch.cat(phasors)[places] if phasors else None,
     )
 

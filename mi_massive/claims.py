@@ -20,7 +20,14 @@ import numpy as np
 from jaxtyping import Float
 
 from mi_massive._concentration_tests import contrast
-from mi_massive._verdicts import NONE_SHARE, RULES, UNDEFINED, VERDICTS, Verdict, decide
+from mi_massive._verdicts import (
+    NONE_SHARE,
+    RULES,
+    Verdict,
+    decide_all,
+    require_control,
+    require_same_capture,
+)
 from mi_massive.bands import BandsResult
 from mi_massive.concentration import ConcentrationResult, ProjectionConcentration
 from mi_massive.records import Provenance
@@ -83,14 +90,13 @@ def scoreboard(
 
     Raises:
         ValueError: If `bands` or `symmetry` come from another capture, or `control` from a model
-        that
-            rotates or from another number of prompts.
+            that rotates or from another number of prompts.
     """
     for name, result in (("bands", bands), ("symmetry", symmetry)):
         if result is not None:
-            _require_same_capture(name, result.provenance, concentration.provenance)
+            require_same_capture(name, result.provenance, concentration.provenance)
     if control is not None:
-        _require_control(control, concentration)
+        require_control(control, concentration)
     claims = (
         _concentrated(concentration),
         _heads_close(concentration),
@@ -170,7 +176,12 @@ def _low_frequency(result: ConcentrationResult, bands: BandsResult | None) -> Cl
         f"{_percent(q.low_half_share)} (q), {_percent(k.low_half_share)} (k) and "
         f"{_percent(v.low_half_share)} (v)."
     )
-    return _claim("C8a", [q.massive_low_half_share, k.massive_low_half_share], reading)
+    return _claim(
+        "C8a",
+        [q.massive_low_half_share, k.massive_low_half_share],
+        reading,
+        undecided=_mostly_unrotated(bands),
+    )
 
 
 def _symmetric_over_heads(result: ConcentrationResult, symmetry: SymmetryResult | None) -> Claim:
@@ -196,7 +207,7 @@ def _partial_cycle(result: ConcentrationResult, bands: BandsResult | None) -> Cl
         f"training context of {bands.training_context} tokens; of all pairs "
         f"{100 * bands.partial_cycle.null:.0f} % do."
     )
-    return _claim("C8c", [bands.partial_cycle], reading)
+    return _claim("C8c", [bands.partial_cycle], reading, undecided=_mostly_unrotated(bands))
 
 
 def _symmetric_in_heads(result: ConcentrationResult, symmetry: SymmetryResult | None) -> Claim:
@@ -225,31 +236,39 @@ def _from_first_layer(result: ConcentrationResult) -> Claim:
 
 
 def _claim(
-    id: str, estimates: Sequence[Estimate], reading: str, *, withheld: str | None = None
+    id: str,
+    estimates: Sequence[Estimate],
+    reading: str,
+    *,
+    withheld: str | None = None,
+    undecided: str | None = None,
 ) -> Claim:
-    """Judge the estimates that must all pass; `withheld` says why passing is not enough."""
+    """Judge the estimates that must all pass.
+
+    `withheld` says why passing is not enough, `undecided` why neither passing nor failing is.
+    """
     rule = RULES[id]
-    estimates = estimates or [UNDEFINED]
-    verdicts: list[Verdict] = [decide(estimate, minimum=rule.minimum) for estimate in estimates]
-    verdict = min(verdicts, key=VERDICTS.index)
-    weakest = min(
-        (e for v, e in zip(verdicts, estimates, strict=True) if v == verdict),
-        key=lambda e: math.inf if math.isnan(e.effect) else e.effect,
-    )
+    verdict, weakest = decide_all(estimates, minimum=rule.minimum)
     if verdict == "supported" and withheld is not None:
         verdict, reading = "inconclusive", f"{reading} Support is withheld: {withheld}."
+    if undecided is not None:
+        verdict, reading = "inconclusive", f"{reading} {undecided}"
     if math.isnan(weakest.low) and weakest.n > 0:
         reading += f" There is no interval from n = {weakest.n} {weakest.n_of}."
-    p_values = [estimate.p_value for estimate in estimates]
-    p_value = math.nan if any(map(math.isnan, p_values)) else max(p_values)
     return Claim(
         id=id,
         statement=rule.statement,
         verdict=verdict,
-        estimate=dataclasses.replace(weakest, p_value=p_value),
+        estimate=weakest,
         quantity=rule.quantity,
         reading=reading,
     )
+
+
+def _mostly_unrotated(bands: BandsResult) -> str | None:
+    share = bands.massive_unrotated_share
+    reason = f"More than half of the massive dimensions ({_percent(share)}) do not rotate."
+    return reason if share.effect > 0.5 else None
 
 
 def _not_measured(result: ConcentrationResult, what: str) -> str:
@@ -273,26 +292,3 @@ def _peak(part: ProjectionConcentration) -> float:
 
 def _percent(estimate: Estimate) -> str:
     return "none" if math.isnan(estimate.effect) else f"{100 * estimate.effect:.0f} %"
-
-
-def _require_same_capture(name: str, given: Provenance, expected: Provenance) -> None:
-    if (given.model, given.prompts_digest) != (expected.model, expected.prompts_digest):
-        raise ValueError(
-            f"{name} must come from the same capture as concentration, got {given.model!r} with "
-            f"prompts {given.prompts_digest[:8]} for {expected.model!r} with prompts "
-            f"{expected.prompts_digest[:8]}; compute both from one capture"
-        )
-
-
-def _require_control(control: ConcentrationResult, result: ConcentrationResult) -> None:
-    if control.rotating_layers:
-        raise ValueError(
-            f"control must be a model without rotary position embeddings, got "
-            f"{control.provenance.model!r}, which rotates in {len(control.rotating_layers)} layers"
-        )
-    n, expected = (len(r.q.prompt_max_over_mean) for r in (control, result))
-    if n != expected:
-        raise ValueError(
-            f"control must be measured on the same prompts, got {n} prompts and {expected}; "
-            "capture both models on one list"
-        )

@@ -19,6 +19,7 @@ from mi_massive._terminal import (
 from mi_massive.axes import PROJECTIONS
 from mi_massive.bands import BandsConfig, bands
 from mi_massive.concentration import ConcentrationConfig, concentration
+from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.records import save_result
 from mi_massive.symmetry import SymmetryConfig, symmetry
 
@@ -50,7 +51,7 @@ def main() -> None:
 
 @app.command()
 def report(
-    model: opt.Model,
+    model: opt.Model = DEFAULT_MODEL,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the report.")],
     control: Annotated[
@@ -91,8 +92,9 @@ def report(
     subject = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     own = capture.tokenize(subject, chat=chat)
     other = None if control == "none" else opt.load(control, device, dtype, None, False, quiet)
-    # A model without RoPE seldom has a chat template: it reads the plain texts.
-    others = None if other is None else capture.tokenize(other, chat=False)
+    # A model without RoPE seldom has a chat template: it reads the plain texts. Those beyond its
+    # context are cut by run_study, which says so in the report.
+    others = None if other is None else capture.tokenize(other, chat=False, fitting=False)
 
     from mi_massive.study import StudyConfig, run_study  # late: its imports follow those of models
 
@@ -118,7 +120,7 @@ def report(
 
 @app.command("concentration")
 def concentration_command(
-    model: opt.Model,
+    model: opt.Model = DEFAULT_MODEL,
     *,
     prompts: opt.Prompts = None,
     column: opt.Column = "text",
@@ -154,7 +156,7 @@ def concentration_command(
 
 @app.command("bands")
 def bands_command(
-    model: opt.Model,
+    model: opt.Model = DEFAULT_MODEL,
     *,
     prompts: opt.Prompts = None,
     column: opt.Column = "text",
@@ -192,7 +194,7 @@ def bands_command(
 
 @app.command("symmetry")
 def symmetry_command(
-    model: opt.Model,
+    model: opt.Model = DEFAULT_MODEL,
     *,
     prompts: opt.Prompts = None,
     column: opt.Column = "text",
@@ -251,7 +253,7 @@ def models(*, as_json: opt.AsJson = False) -> None:
 
 @app.command()
 def doctor(
-    model: opt.Model,
+    model: opt.Model = DEFAULT_MODEL,
     *,
     device: opt.Device = opt.DEVICE,
     dtype: opt.Dtype = opt.DTYPE,

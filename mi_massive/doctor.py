@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from mi_massive.axes import PROJECTIONS
 from mi_massive.capture import capture_norms, provenance_of
 from mi_massive.models.attention import AttentionInputs
 from mi_massive.models.base import HookedModel
@@ -22,9 +23,17 @@ from mi_massive.records import Provenance
 
 Outcome = Literal["ok", "deviates", "does not apply"]
 
-_TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+_TOLERANCE: Final = {
+    torch.float64: 1e-3,  # captures sum in float32, whatever the model computes in
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.02,
+}
 """Largest difference of log-probabilities, and of activations relative to their largest, that
 rounding explains."""
+
+_FULL: Final = (torch.float32, torch.float64)
+"""Types in which a norm is exact to 1e-5."""
 
 _HEADROOM: Final = 2
 """Activations this many times larger must still be numbers: other prompts may have them."""
@@ -58,12 +67,20 @@ class DoctorResult:
 def diagnose(model: HookedModel) -> DoctorResult:
     """Measure what can be trusted on `model`, on four default passages cut to 64 tokens.
 
-    A log-probability may differ by 1e-3 in float32, 0.1 in bfloat16 and 0.02 in float16, an
-    activation by the same relative to the largest of its kind, a norm in float32 by 1e-5.
+    A log-probability may differ by 1e-3 in float32 and float64, 0.1 in bfloat16 and 0.02 in
+    float16, an activation by the same relative to the largest of its kind, a norm in float32 and
+    float64 by 1e-5. A difference that is NaN deviates.
 
     Raises:
-        ValueError: If the model has no tokenizer or gives NaN or infinite activations.
+        ValueError: If the model has no tokenizer, is of another dtype or gives NaN or infinite
+            activations.
     """
+    if model.dtype not in _TOLERANCE:
+        raise ValueError(
+            f"the dtype of {model.name} must be one of "
+            f"{', '.join(_dtype_name(known) for known in _TOLERANCE)}, "
+            f"got {_dtype_name(model.dtype)}; load it in one of them"
+        )
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {model.name} must exist to run the passages, got none")
     prompts = tokenize_prompts(model.tokenizer, default_passages()[:4], max_length=64)
@@ -170,10 +187,11 @@ def _hook_points(model: HookedModel, prompts: TokenizedPrompts) -> Check:
     common = [name for name in seen if name in model.sites]
     with torch.no_grad(), model.bridge.hooks(fwd_hooks=[(name, note) for name in common]):
         model.bridge(ids, return_type=None)
-    worst = max(
-        (float((read[name] - seen[name]).abs().max() / seen[name].abs().max()) for name in common),
-        default=float("nan"),
-    )
+    gaps = [
+        _relative((read[name] - seen[name]).abs().amax(), seen[name].abs().amax()).cpu()
+        for name in common
+    ]
+    worst = float(torch.stack(gaps).amax()) if gaps else float("nan")
     return _within(
         "Do hook points show what captures read?",
         worst,
@@ -209,20 +227,21 @@ def _padding(model: HookedModel, prompts: TokenizedPrompts, alone: AttentionNorm
 
 
 def _dtype(model: HookedModel, prompts: TokenizedPrompts) -> Check:
-    largest: list[float] = []
+    sizes: list[float] = []
 
     def visit(inputs: AttentionInputs) -> None:
         states = (inputs.query, inputs.key, inputs.value)
-        largest.extend(float(tensor.abs().max()) for tensor in states)
+        sizes.extend(float(tensor.abs().amax()) for tensor in states)
 
     for ids in prompts.input_ids:
         model.attention_inputs(torch.tensor([ids], device=model.device), visit)
+    largest = float(torch.tensor(sizes, dtype=torch.float64).amax())  # NaN if one is
     limit = torch.finfo(model.dtype).max
-    full = model.dtype == torch.float32
+    full = model.dtype in _FULL
     return Check(
         question="Does the dtype hold the activations?",
-        outcome="ok" if max(largest) < limit / _HEADROOM else "deviates",
-        found=f"{str(model.dtype).removeprefix('torch.')}: largest activation {max(largest):.4g}, "
+        outcome="ok" if largest < limit / _HEADROOM else "deviates",
+        found=f"{_dtype_name(model.dtype)}: largest activation {largest:.4g}, "
         f"largest number {limit:.3g}",
         consequence=f"no activation comes within a factor {_HEADROOM} of overflow"
         + ("" if full else "; compare with float32 before trusting small differences"),
@@ -231,15 +250,27 @@ def _dtype(model: HookedModel, prompts: TokenizedPrompts) -> Check:
 
 def _difference(a: AttentionNorms, b: AttentionNorms, *, prompts: int | None = None) -> float:
     """Largest difference of a per-prompt norm, relative to the largest norm of its head."""
-    worst = 0.0
-    for projection in ("q", "k", "v"):
+    worst: list[Tensor] = []
+    for projection in PROJECTIONS:
         x, y = a.sums(projection).norms(), b.sums(projection).norms()[:prompts]
-        worst = max(worst, float(((x - y).abs() / x.amax(dim=-1, keepdim=True)).max()))
-    return worst
+        worst.append(_relative((x - y).abs(), x.amax(dim=-1, keepdim=True)).amax())
+    return float(torch.stack(worst).amax())
+
+
+def _relative(gap: Tensor, scale: Tensor) -> Tensor:
+    """`gap / scale`; zero where there is no gap, also between zeros (a head that is all zero).
+
+    NaN stays NaN, here and in `amax` (not in Python's `max`), so that it can deviate.
+    """
+    return torch.where(gap == 0, torch.zeros_like(gap), gap / scale)
 
 
 def _norm_tolerance(model: HookedModel) -> float:
-    return 1e-5 if model.dtype == torch.float32 else _TOLERANCE[model.dtype]
+    return 1e-5 if model.dtype in _FULL else _TOLERANCE[model.dtype]
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _within(question: str, value: float, limit: float, what: str, consequence: str) -> Check:

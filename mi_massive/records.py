@@ -7,7 +7,6 @@ classes of this package are built.
 
 import dataclasses
 import errno
-import hashlib
 import importlib
 import inspect
 import json
@@ -63,11 +62,6 @@ def package_versions() -> dict[str, str]:
 def command_line() -> str:
     """The running command: the program's file name and its arguments."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def digest(*parts: object) -> str:
-    """SHA-256 over the JSON form of `parts`, hexadecimal."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def save_result(result: object, path: str | Path) -> Path:

@@ -31,6 +31,8 @@ class RotaryGeometry:
     layout: Layout
     d_head: int
     """Dimensions of a head; the first `2 * n_pairs` rotate, the others pass unrotated."""
+    factor: float = 1.0
+    """What the model multiplies rotated dimensions by beside the turn (YaRN's attention factor)."""
 
     def __post_init__(self) -> None:
         if self.inv_freq.numel() == 0 or 2 * self.inv_freq.numel() > self.d_head:
@@ -118,10 +120,11 @@ def rotate(
     Source:
         Su et al. 2021, arXiv:2104.09864, equation 34.
     """
-    angles = positions[..., None].double() * rotary.inv_freq.to(states.device).double()
+    angles = positions[..., None].cpu().double() * rotary.inv_freq
     if undo:
         angles = -angles
-    cos, sin = angles.cos().to(states.dtype), angles.sin().to(states.dtype)
+    # Angles are taken in float64 on the CPU: not every device has it.
+    cos, sin = (part.to(states) for part in (angles.cos(), angles.sin()))
     dims = rotary.pair_dims.to(states.device)
     first, second = states[..., dims[:, 0]], states[..., dims[:, 1]]
     turned = states.clone()

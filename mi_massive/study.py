@@ -1,7 +1,7 @@
 """The observational study of one model: capture, analyses, control and verdicts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mi_massive.bands import BandsConfig, bands
 from mi_massive.capture import capture_norms
@@ -11,7 +11,7 @@ from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.pattern_capture import capture_patterns
 from mi_massive.patterns import PatternsResult
-from mi_massive.prompts import TokenizedPrompts
+from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
 from mi_massive.report.results import ReportResults
 from mi_massive.symmetry import SymmetryConfig, symmetry
 
@@ -46,7 +46,8 @@ def run_study(
         prompts: Texts, or what `tokenize_prompts` returns (for a chat template).
         control: A model without rotary position embeddings, for claim C3.
         control_prompts: The same texts for the control where `prompts` are token ids of the
-            model's own tokenizer.
+            model's own tokenizer. Cut to the control's context where they are longer; a note of
+            the results says so.
         config: Defaults throughout if left out.
         on_progress: Called with the number of prompts finished since the last call, of the model
             and then the control.
@@ -65,12 +66,14 @@ def run_study(
     rotates = norms.geometry.rotates
     banded = bands(norms, config=config.bands) if rotates else None
     symmetric = symmetry(norms, config=config.symmetry) if rotates else None
+    notes = _notes(model, control, config)
     controlled: ConcentrationResult | None = None
     if control is not None:
-        others = prompts if control_prompts is None else control_prompts
+        others, cut = _fit(control, prompts if control_prompts is None else control_prompts, config)
         controlled = concentration(
             _capture(control, others, config, on_progress), config=config.concentration
         )
+        notes += cut
     patterns: PatternsResult | None = None
     if config.n_pattern_heads and model.has_head:
         tokenized = isinstance(prompts, TokenizedPrompts)
@@ -83,7 +86,7 @@ def run_study(
         symmetry=symmetric,
         patterns=patterns,
         control=controlled,
-        notes=_notes(model, control, config),
+        notes=notes,
     )
 
 
@@ -104,6 +107,28 @@ def _require_control(
             "control_prompts must be given when prompts are token ids, which mean other words to "
             "the control, got None; pass the texts"
         )
+
+
+def _fit(
+    control: HookedModel, prompts: TokenizedPrompts | Sequence[str], config: StudyConfig
+) -> tuple[TokenizedPrompts, tuple[str, ...]]:
+    """The control's prompts, cut to its own context, and a note if that cut any.
+
+    The model is judged on its own prompts, which may be longer than the control can read.
+    """
+    if not isinstance(prompts, TokenizedPrompts):
+        prompts = tokenize_prompts(control.tokenizer, prompts, max_length=config.max_length)
+    context = control.geometry.training_context
+    wanted = [ids[: config.max_length] for ids in prompts.input_ids]
+    rows = tuple(ids[:context] for ids in wanted)
+    n_cut = sum(len(row) < len(ids) for row, ids in zip(rows, wanted, strict=True))
+    if not n_cut:
+        return prompts, ()
+    fitting = replace(prompts, input_ids=rows, n_truncated=max(n_cut, prompts.n_truncated))
+    return fitting, (
+        f"control: {n_cut} of {len(rows)} prompts were cut to {context} tokens, the context of "
+        f"{control.name}.",
+    )
 
 
 def _capture(

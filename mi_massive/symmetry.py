@@ -64,18 +64,18 @@ class ProjectionSymmetry:
     """Spearman correlation between the norms of first and second members over pairs; NaN where one
     of them is constant."""
     partner_agreement: Estimate
-    """Mean partner correlation over heads, against permuted partners."""
+    """Mean partner correlation over heads, against partners permuted, alike in all layers."""
     smooth_null_agreement: Estimate
-    """The same against partners shifted circularly, a null that keeps each half's smooth
-    profile."""
+    """The same against partners shifted circularly, a null that keeps each half's smooth profile.
+    All layers are shifted alike, so that p is never below about 1 / n_pairs, here and below."""
     layer_correlation: Float[Tensor, "layer"] = field(repr=False)
     """Spearman correlation between the two halves of the layer's profile: the norms in multiples of
     each head's mean, averaged over heads. What a head x d_head heat map shows to the eye."""
     layer_agreement: Estimate
-    """Mean of it over layers, against partners shifted circularly."""
+    """Mean of it over layers, against partners shifted circularly (alike in all layers)."""
     massive_partner_share: Estimate
-    """Share of massive dimensions (that rotate) whose partner is massive too, against permuted
-    partners; n counts layers with massive dimensions."""
+    """Share of massive dimensions (that rotate) whose partner is massive too, against partners
+    permuted, alike in all layers; n counts layers with massive dimensions."""
     n_clusters: Int[Tensor, "layer head"] = field(repr=False)
     """Clusters of massive dimensions along the head dimension; 0 where nothing is massive."""
     mirrored: Float[Tensor, "layer head"] = field(repr=False)
@@ -86,8 +86,9 @@ class ProjectionSymmetry:
     two. `n_pairs` for clusters that mirror each other exactly."""
     two_mirror_share: Estimate
     """Share of heads (among those with any massive dimension) with exactly two mirror clusters,
-    against partners shifted circularly: this null keeps the clusters of each half, so that only
-    their correspondence is tested, where a random placement would also scatter the clusters."""
+    against partners shifted circularly (alike in all layers): this null keeps the clusters of each
+    half, so that only their correspondence is tested, where a random placement would also scatter
+    the clusters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -95,6 +95,26 @@ def two_mirror_clusters(massive: list[int], n_pairs: int, max_gap: int) -> bool:
     return bool(partners & two)
 
 
+def permuted_p(tables: list[list[list[float]]]) -> float:
+    """Share of all permutations, one for all tables, whose summed traces reach the observed sum."""
+    n = len(tables[0])
+    sums = [
+        sum(table[row][column] for table in tables for row, column in enumerate(columns))
+        for columns in itertools.permutations(range(n))
+    ]
+    return sum(total >= sums[0] - 1e-9 for total in sums) / len(sums)
+
+
+def shifted_p(tables: list[list[list[float]]]) -> float:
+    """The same over all circular shifts of the columns, one for all tables."""
+    n = len(tables[0])
+    sums = [
+        sum(table[row][(row + shift) % n] for table in tables for row in range(n))
+        for shift in range(n)
+    ]
+    return sum(total >= sums[0] - 1e-9 for total in sums) / n
+
+
 def phase_offset(
     q: list[list[float]], k: list[list[float]], inv_freq: list[float], layout: str
 ) -> tuple[float, int]:

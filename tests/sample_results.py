@@ -174,6 +174,7 @@ def bands_result() -> BandsResult:
         skipped_layers=(),
         training_context=TRAINING_CONTEXT,
         partial_cycle=estimate(0.88, 0.04, null=0.375, n=360, n_of="heads"),
+        massive_unrotated_share=estimate(0.0, 0.0, null=math.nan, p_value=math.nan, n_of="layers"),
         q_k_same_pair=estimate(0.74, 0.05, null=0.03, n=270, n_of="heads"),
         config=BandsConfig(),
         provenance=provenance(),

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import build_geometry, build_norms
-from reference import energy_shares, golden_norms, low_half, needs_golden
+from reference import energy_shares, golden_norms, low_half, needs_golden, permuted_p
 from torch import Tensor
 
+from mi_massive._band_tests import counted_share
 from mi_massive._pairs import permuted_traces
 from mi_massive.bands import BandsConfig, bands
 from mi_massive.norms import AttentionNorms
@@ -136,7 +137,7 @@ def test_shifted_positions_change_no_energy_share() -> None:
 
 def test_a_low_frequency_plant_is_significant_and_noise_is_not() -> None:
     geometry = build_geometry(10, 2, 32)
-    dims = [[[12 + layer % 4], [28 + layer % 4]] for layer in range(10)]
+    dims = [[[8 + layer % 8], [24 + layer % 8]] for layer in range(10)]
     result = bands(planted(dims, dims, geometry), config=QUICK)
     for part in (result.q, result.k_unrotated):
         assert part.low_half_share.p_value == part.massive_low_half_share.p_value == 1 / 200
@@ -152,6 +153,44 @@ def test_heads_of_one_layer_are_no_independent_evidence() -> None:
     share = bands(planted(dims, dims, geometry, n_prompts=1)).q.massive_low_half_share
     assert share.effect == 1
     assert 0.4 < share.p_value < 0.6
+
+
+def test_layers_that_prefer_the_same_pair_are_no_independent_evidence() -> None:
+    """One pair of 16 shared by 30 layers is one chance event, not thirty."""
+    dims = [[[8], [8]]] * 30
+    result = bands(planted(dims, dims, build_geometry(30, 2, 32), n_prompts=2))
+    assert 0.4 < result.q.massive_low_half_share.p_value < 0.6
+    for share in (result.q.massive_low_half_share, result.q.low_half_share):
+        assert share.effect > 0.9
+        assert share.p_value > 0.05
+        assert share.test.endswith("; pairs permuted, alike in all layers")
+
+
+def test_the_p_of_massive_dimensions_equals_that_over_all_permutations() -> None:
+    counts = [[0, 1, 0, 0, 2, 1], [0, 0, 0, 1, 1, 0], [1, 0, 0, 0, 0, 2]]
+    slow = [0.0, 0, 0, 1, 1, 1]
+    tables = [[[count * weight for weight in slow] for count in row] for row in counts]
+    share = counted_share(
+        [torch.tensor(row).double() for row in counts],
+        [torch.tensor(slow).double()] * 3,
+        replace(QUICK, n_resamples=6000),
+    )
+    assert share.effect == 7 / 9
+    assert share.null == 0.5
+    assert share.p_value == pytest.approx(permuted_p(tables), abs=0.02)
+
+
+def test_tables_of_one_size_are_permuted_alike_and_others_by_themselves() -> None:
+    eye, other = torch.eye(3).double().numpy(), torch.eye(2).double().numpy()
+    config = BandsConfig(n_resamples=6000)
+    draws, expected = permuted_traces([eye, eye, 10 * other], config=config)
+    assert expected == pytest.approx(1 + 1 + 10)
+    assert set(draws % 10) == {0, 2, 6}  # twice 0, 1 or 3 fixed points
+    for of_two in (0, 20):
+        assert (draws == 6 + of_two).mean() == pytest.approx(1 / 6 / 2, abs=0.02)
+    by_itself, expected = permuted_traces([eye, eye], config=config, alike=False)
+    assert expected == pytest.approx(2)
+    assert (by_itself == 6).mean() == pytest.approx(1 / 36, abs=0.01)
 
 
 def test_permuted_traces_follow_the_exact_distribution() -> None:
@@ -231,6 +270,18 @@ def test_unrotated_dimensions_take_no_part() -> None:
     assert result.q.massive_low_half_share.n == 0
     assert result.k.top_pair.tolist() == [[7]]
     assert math.isnan(result.q_k_same_pair.effect)
+    assert result.massive_unrotated_share.effect == 0.5
+
+
+def test_massive_dimensions_that_do_not_rotate_are_counted() -> None:
+    geometry = build_geometry(2, 2, 24, n_pairs=8)  # dimensions 16 to 23 do not rotate
+    norms = planted([[[20], [7, 21]], [[18], [23]]], [[[7], [15]], [[16], []]], geometry)
+    share = bands(norms, config=QUICK).massive_unrotated_share
+    assert share.effect == (2 + 3) / (5 + 3)
+    assert (share.n, share.n_of) == (2, "layers")
+    assert math.isnan(share.p_value)
+    full = planted([[[7], [15]]], [[[7], [3]]], build_geometry(1, 2, 24))
+    assert bands(full, config=QUICK).massive_unrotated_share.effect == 0
 
 
 def test_layers_without_rotation_are_left_out_by_name() -> None:
@@ -281,6 +332,7 @@ def test_silence_is_undefined_throughout() -> None:
         result.q.low_half_share,
         result.q.massive_low_half_share,
         result.partial_cycle,
+        result.massive_unrotated_share,
         result.q_k_same_pair,
     ):
         assert math.isnan(share.effect)

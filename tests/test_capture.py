@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import FAMILIES, Family, llama, save_model
+from tiny_models import FAMILIES, Family, expected_inputs, llama, save_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -76,7 +76,7 @@ def plain_sums(
                 x, y = members(pair, len(frequencies), family.layout)
                 z = complex(row[x], row[y])
                 if undo:
-                    z *= cmath.exp(-1j * position * frequency)
+                    z *= cmath.exp(-1j * position * frequency) / family.factor
                 row[x], row[y] = z.real, z.imag
                 if position > 0:
                     phasor[pair] += z / abs(z)
@@ -497,3 +497,31 @@ def test_float16_overflow_is_refused_where_it_begins(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         capture_norms(load_model(folder, dtype=torch.float16), prompts)
     assert capture_norms(load_model(folder, dtype=torch.bfloat16), prompts).n_prompts == 3
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_yarn", "glm"])
+def test_unrotated_norms_are_those_of_the_projections_own_output(name: str, load: Model) -> None:
+    """Also where the model multiplies rotated states by a factor (YaRN) or rotates a part."""
+    family, model = FAMILIES[name], load(name)
+    ids = [[1, 2, 3, 4, 5, 6, 7, 8]]
+    norms = capture_norms(model, ids)
+    expected = expected_inputs(family, model.plain, torch.tensor(ids))
+    for layer, block in enumerate(family.blocks):
+        for projection, raw in (("q", "raw_q"), ("k", "raw_k")):
+            sums = norms.sums("q" if projection == "q" else "k", "unrotated")
+            states = expected[block][raw][0]
+            torch.testing.assert_close(
+                sums.norms()[0, layer], states.square().sum(dim=1).sqrt(), rtol=1e-4, atol=1e-5
+            )
+            torch.testing.assert_close(sums.first[0, layer], states[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_ids_beyond_the_vocabulary_are_refused(load: Model) -> None:
+    with pytest.raises(ValueError, match=r"prompts\[0\] must hold token ids below the vocabulary"):
+        capture_norms(load("llama"), [[1, 10**6]])
+
+
+def test_a_negative_max_length_is_refused_for_token_ids_too(load: Model) -> None:
+    prompts = TokenizedPrompts(input_ids=((1, 2, 3),), texts=("",), n_truncated=0)
+    with pytest.raises(ValueError, match="max_length must be finite and positive, got -1"):
+        capture_norms(load("llama"), prompts, max_length=-1)

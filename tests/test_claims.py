@@ -17,8 +17,8 @@ from mi_massive.records import load_result, save_result
 from mi_massive.stats import Estimate
 from mi_massive.symmetry import SymmetryConfig, SymmetryResult, symmetry
 
-N_LAYERS, N_HEADS, N_KV_HEADS, D_HEAD = 8, 4, 2, 32
-SLOW_DIMS = (14, 14 + 16)  # both members of pair 14 of 16: no full turn in 1000 tokens
+N_LAYERS, N_HEADS, N_KV_HEADS, D_HEAD = 8, 4, 2, 64
+SLOW_DIMS = (24, 24 + 32)  # both members of pairs 24 to 31 of 32: no full turn in 1000 tokens
 QUICK = ConcentrationConfig(n_resamples=300)
 
 
@@ -36,10 +36,12 @@ def capture(
     n_prompts: int = 8,
     from_layer: int = 0,
     slope: float = 0.0,
+    n_pairs: int | None = None,
     model: str = "planted",
 ) -> AttentionNorms:
     """Constant offsets in `dims` of every head of q and k (and of v) on top of noise.
 
+    They lie one dimension further on in each layer: a pair that all layers share is no evidence.
     `slope` makes the noise of q and k grow along the pairs, alike in both halves.
     """
     q, k, v = (
@@ -49,15 +51,17 @@ def capture(
     growth = 1 + slope * (torch.arange(D_HEAD) % (D_HEAD // 2))
     q, k = q * growth, k * growth
     for d in dims:
-        q[:, :, from_layer:, :, d] += offset
-        k[:, :, from_layer:, :, d] += offset
-        v[:, :, from_layer:, :, d] += v_offset
+        for layer in range(from_layer, N_LAYERS):
+            q[:, :, layer, :, d + layer] += offset
+            k[:, :, layer, :, d + layer] += offset
+            v[:, :, layer, :, d + layer] += v_offset
     geometry = build_geometry(
         N_LAYERS,
         N_HEADS,
         D_HEAD,
         n_key_value_heads=N_KV_HEADS,
         theta=1e4 if rotates else None,
+        n_pairs=n_pairs,
         training_context=1000,
     )
     norms = build_norms(q, k, v, geometry=geometry)
@@ -68,8 +72,8 @@ def capture(
 def measured(norms: AttentionNorms) -> tuple[ConcentrationResult, BandsResult, SymmetryResult]:
     return (
         concentration(norms, config=QUICK),
-        bands(norms, config=BandsConfig(n_resamples=300)),
-        symmetry(norms, config=SymmetryConfig(n_resamples=300)),
+        bands(norms, config=BandsConfig(n_resamples=1000)),
+        symmetry(norms, config=SymmetryConfig(n_resamples=1000)),
     )
 
 
@@ -218,7 +222,7 @@ def test_massive_values_in_the_control_withhold_the_support_of_c3() -> None:
 
 
 def test_the_fast_half_contradicts_low_frequency_and_partial_cycles() -> None:
-    found, in_bands, _ = measured(capture(dims=(1, 17)))
+    found, in_bands, _ = measured(capture(dims=(1, 33)))
     got = by_id(scoreboard(found, bands=in_bands))
     assert got["C8a"].verdict == "not supported"
     assert got["C8c"].verdict == "not supported"
@@ -226,7 +230,7 @@ def test_the_fast_half_contradicts_low_frequency_and_partial_cycles() -> None:
 
 
 def test_one_cluster_contradicts_two_in_a_head() -> None:
-    found, _, halves = measured(capture(dims=(14,)))
+    found, _, halves = measured(capture(dims=(24,)))
     assert by_id(scoreboard(found, symmetry=halves))["C8d"].verdict == "not supported"
 
 
@@ -282,6 +286,28 @@ def test_an_unknown_training_context_leaves_partial_cycles_open() -> None:
         "inconclusive",
         "The training context of this model is not known.",
     )
+
+
+@pytest.mark.parametrize("dims", [(8, 40, 50), (0, 40, 50)])
+def test_massive_dimensions_that_mostly_do_not_rotate_leave_c8a_and_c8c_open(
+    dims: tuple[int, ...],
+) -> None:
+    """Pairs 0 to 15; dimensions from 32 do not rotate. Neither slow nor fast pairs decide."""
+    found, in_bands, _ = measured(capture(dims=dims, n_pairs=16, offset=60.0))
+    assert in_bands.massive_unrotated_share.effect > 0.5
+    got = by_id(scoreboard(found, bands=in_bands))
+    for name in ("C8a", "C8c"):
+        assert got[name].verdict == "inconclusive"
+        assert "More than half of the massive dimensions (" in got[name].reading
+        assert "%) do not rotate." in got[name].reading
+
+
+def test_a_few_massive_dimensions_that_do_not_rotate_change_no_verdict() -> None:
+    found, in_bands, _ = measured(capture(dims=(0, 16, 40), n_pairs=16))
+    assert 0.2 < in_bands.massive_unrotated_share.effect < 0.5
+    got = by_id(scoreboard(found, bands=in_bands))["C8a"]
+    assert got.verdict == "not supported"
+    assert "do not rotate" not in got.reading
 
 
 def test_one_key_value_head_leaves_c2_to_the_queries() -> None:

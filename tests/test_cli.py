@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from tiny_models import FAMILIES, llama, save_model
 
 from mi_massive import _terminal, capture, cli, load_result
+from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.report.folder import PAGE, SUMMARY
 
 COMMANDS = ("report", "concentration", "bands", "symmetry", "models", "doctor")
@@ -120,6 +121,21 @@ def test_help_shows_the_defaults_of_the_config_classes(run: Run) -> None:
     assert "default: 5.0" in text
     assert "default: 2" in text
     assert "default: 8" in run("bands", "--help").out
+
+
+@pytest.mark.parametrize("command", [*ANALYSES, "report", "doctor"])
+def test_without_a_model_the_default_model_is_taken(
+    command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mi_massive.models.load
+
+    def refuse(name: str, **kw: object) -> None:
+        raise ValueError(f"asked for {name}")
+
+    monkeypatch.setattr(mi_massive.models.load, "load_model", refuse)
+    out = ["--out", tmp_path / "report"] if command == "report" else []
+    assert refused(run(command, *out)) == f"asked for {DEFAULT_MODEL}"
+    assert f"default: {DEFAULT_MODEL}" in " ".join(run(command, "--help").out.split())
 
 
 def test_without_a_command_the_help_is_shown(run: Run) -> None:
@@ -526,6 +542,20 @@ def test_a_prompt_beyond_the_context_names_the_option(
     assert run("concentration", tiny, "--prompts", path, "--max-length", 128).status == 0
 
 
+def test_a_prompt_beyond_the_context_of_the_control_alone_is_cut_and_that_is_said(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    model = FAMILIES["gpt2"].build()
+    model.config.n_positions = 10
+    model.get_submodule("transformer").wpe.weight = torch.nn.Parameter(torch.randn(10, 64))
+    small, texts, out = tmp_path / "small", tmp_path / "texts.txt", tmp_path / "report"
+    save_model(model, small)
+    texts.write_text(WORDS)
+    assert run("report", tiny, "--prompts", texts, "--control", small, "--out", out).status == 0
+    note = f"4 of 6 prompts were cut to 10 tokens, the context of {small}."
+    assert note in (out / PAGE).read_text(encoding="utf-8")
+
+
 def test_a_prompt_with_one_token_names_the_option(run: Run, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("t1")
@@ -544,7 +574,7 @@ def test_an_unknown_dtype_or_device_is_refused(run: Run, tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["bands"], ["nonsense"], ["bands", "x", "--limit", "0"], ["bands", "x", "--n-bands", "many"]],
+    [["report"], ["nonsense"], ["bands", "x", "--limit", "0"], ["bands", "x", "--n-bands", "many"]],
 )
 def test_wrong_usage_exits_with_2_and_no_traceback(arguments: list[str], run: Run) -> None:
     answer = run(*arguments)

@@ -12,6 +12,7 @@ from mi_massive import doctor
 from mi_massive.doctor import DoctorResult, diagnose
 from mi_massive.models import HookedModel, load_model
 from mi_massive.norms import AttentionNorms
+from mi_massive.prompts import tokenize_prompts
 
 ROTATION = "Is the rotation known?"
 BRIDGE = "Do hook points run the same model as captures?"
@@ -130,6 +131,79 @@ def test_activations_close_to_overflow_deviate(tmp_path: Path) -> None:
     assert DTYPE in outcomes(half, "deviates")
     assert "float16: largest activation 4e+04, largest number 6.55e+04" in found(half, DTYPE)
     assert DTYPE in outcomes(diagnose(load_model(tmp_path)), "ok")
+
+
+def test_a_wrapped_model_in_float64_is_judged_like_float32(model: HookedModel) -> None:
+    result = diagnose(HookedModel.wrap(model.bridge.to(torch.float64)))
+    assert outcomes(result, "deviates") == []
+    assert found(result, DTYPE).startswith("float64: largest activation ")
+    assert "(at most 1e-05 expected" in found(result, BATCH)
+
+
+def test_another_dtype_is_refused(model: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HookedModel, "dtype", torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match=r"must be one of float64, .* got float8_e4m3fn; load"):
+        diagnose(model)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("projection", ["q", "k", "v"])
+def test_a_norm_that_is_nan_deviates_wherever_it_stands(
+    projection: str, layer: int, model: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = doctor.capture_norms
+
+    def sick(model: HookedModel, prompts: Any, *, batch_size: int) -> AttentionNorms:
+        norms = capture(model, prompts, batch_size=batch_size)
+        if batch_size > 1:
+            norms.sums(projection).squares[0, layer, 0, 3] = torch.nan
+        return norms
+
+    monkeypatch.setattr(doctor, "capture_norms", sick)
+    result = diagnose(model)
+    assert outcomes(result, "deviates") == [BATCH, PADDING]
+    assert ": nan (" in found(result, BATCH)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_hook_point_that_shows_nan_deviates_wherever_it_stands(
+    layer: int, model: HookedModel
+) -> None:
+    point = model.bridge.hook_dict[f"blocks.{layer}.attn.hook_rot_q"]
+    point.add_perma_hook(lambda states, hook: states * torch.nan)
+    result = diagnose(model)
+    assert {HOOKS, BRIDGE} <= set(outcomes(result, "deviates"))
+    assert ": nan (" in found(result, HOOKS)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_activation_that_is_nan_deviates_wherever_it_stands(
+    place: int, model: HookedModel
+) -> None:
+    prompts = tokenize_prompts(model.tokenizer, ["t1 t2 t3"])
+    run = model.attention_inputs
+
+    def sick(ids: Any, visit: Any) -> None:
+        seen: list[Any] = []
+        run(ids, seen.append)
+        values = [layer.value.clone() for layer in seen]
+        values[place][0, 0, 0, 0] = torch.nan
+        for layer, value in zip(seen, values, strict=True):
+            visit(replace(layer, value=value))
+
+    model.attention_inputs = sick  # type: ignore[method-assign]
+    check = doctor._dtype(model, prompts)
+    assert check.outcome == "deviates"
+    assert "largest activation nan" in check.found
+
+
+def test_a_head_that_is_zero_throughout_is_healthy(tmp_path: Path) -> None:
+    model = llama().build()
+    with torch.no_grad():
+        weight: Any = model.get_submodule("model.layers.1.self_attn.v_proj").weight
+        weight.zero_()
+    result = diagnose(load_model(save_model(model, tmp_path)))
+    assert outcomes(result, "ok") == QUESTIONS
 
 
 def test_a_model_without_a_tokenizer_is_refused(

@@ -101,6 +101,10 @@ def test_the_claims_table_of_the_readme_is_that_of_its_record() -> None:
     assert table in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_no_number_of_the_readme_is_still_to_be_filled_in() -> None:
+    assert "@@" not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_every_decided_claim_has_an_interval() -> None:
     board = load_result(RECORDS / "claims_smollm2-135m-instruct.json")
     assert isinstance(board, ScoreboardResult)

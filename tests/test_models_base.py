@@ -177,6 +177,11 @@ class TestWrap:
         with pytest.raises(UnsupportedModelError, match="call enable_compatibility_mode"):
             HookedModel.wrap(bridge)
 
+    def test_a_replacement_by_the_visitor_is_refused(self, model: HookedModel) -> None:
+        wrapped = HookedModel.wrap(model.bridge)
+        with pytest.raises(UnsupportedModelError, match="visit must return None on a wrapped"):
+            wrapped.attention_inputs(token_ids(), lambda seen: seen)
+
     def test_it_keeps_the_object_and_has_no_plain_model(self, folder: Path) -> None:
         bridge = boot(FAMILIES["qwen3"], folder)
         wrapped = HookedModel.wrap(bridge, name="mine")

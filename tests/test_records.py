@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mi_massive.claims import Claim, ScoreboardResult
 from mi_massive.norms import AttentionNorms, SiteSums
-from mi_massive.records import digest, load_result, save_result, write_atomically
+from mi_massive.records import load_result, save_result, write_atomically
 from mi_massive.stats import Estimate, Interval
 
 ESTIMATE = Estimate(effect=1.5, low=math.nan, high=math.inf, n=3, n_of="prompts", test="none")
@@ -198,8 +198,3 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         write_atomically(path, fail)
     assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
     assert path.read_text() == "old"
-
-
-def test_digest_depends_on_every_part_and_on_their_order() -> None:
-    assert digest([1, 2], [3]) == digest([1, 2], [3])
-    assert len({digest([1, 2], [3]), digest([1], [2, 3]), digest([3], [1, 2])}) == 3

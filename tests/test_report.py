@@ -1,21 +1,24 @@
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import chromium
 import pandas as pd
 import pytest
 import sample_results as sample
+import torch
 from chromium import visit
 
 import mi_massive.report as report_module
-from mi_massive.report import ReportResults, build_report, folder
+from mi_massive.bands import BandsConfig
+from mi_massive.report import ReportResults, build_report, folder, tables
 from mi_massive.report.page import render_page
 from mi_massive.report.text import interval, number, p_value
 from mi_massive.viz import patterns as patterns_module
 
+SEED_7 = BandsConfig(seed=7)
 EVIL = (
     "</script><script>window.hit=1</script>",
     "<img src=x onerror='window.hit=2'>",
@@ -94,8 +97,8 @@ def test_the_slider_is_reached_and_moved_by_keyboard_and_changes_the_layer(drawn
     crossed = "document.querySelector('#figure-heads .canvas').data[2].x.length"
     before = drawn.page.evaluate(cell)
     drawn.page.focus("#layer-heads")
-    for _ in range(4):
-        drawn.page.keyboard.press("ArrowRight")
+    for _ in range(sample.N_LAYERS // 2 - 4):  # from the middle layer
+        drawn.page.keyboard.press("ArrowLeft")
     drawn.page.wait_for_selector("#figure-heads[data-layer='4']")
     assert drawn.page.evaluate(cell) != before
     assert drawn.page.evaluate(crossed) == sample.D_HEAD
@@ -280,14 +283,84 @@ def test_the_summary_holds_the_scoreboard_and_writes_undefined_as_null(page):
 
 def test_every_result_has_a_table_with_unrounded_numbers(page):
     names = {file.stem for file in page.parent.glob("*.parquet")}
-    expected = {"scoreboard", "concentration", "bands", "symmetry", "patterns", "control"}
-    assert names == expected
+    assert names == {
+        "scoreboard",
+        "concentration",
+        "concentration_layers",
+        "dimensions",
+        "control",
+        "control_layers",
+        "bands",
+        "symmetry",
+        "symmetry_phases",
+        "patterns",
+    }
+    assert {entry.name for entry in page.parent.iterdir()} == folder.OWN
     frame = pd.read_parquet(page.parent / "concentration.parquet")
     part = sample.concentration_with_nan().q
     one = frame.query("projection == 'q' and layer == 9 and head == 3")
     assert float(one["max_over_mean"].item()) == float(part.max_over_mean[9, 3])
     undefined = frame.query("projection == 'q' and layer == 4 and head == 2")
     assert undefined["max_over_mean"].isna().all()
+
+
+def test_the_table_of_dimensions_holds_every_norm_and_mark_at_its_place(page):
+    frame = pd.read_parquet(page.parent / "dimensions.parquet")
+    result = sample.concentration_with_nan()
+    assert len(frame) == sum(part.norms.numel() for part in (result.q, result.k, result.v))
+    assert frame["norm"].isna().sum() == sample.D_HEAD
+    for projection, layer, head, dimension in (("q", 9, 3, 57), ("k", 29, 2, 26), ("v", 0, 1, 63)):
+        one = frame.query(
+            "projection == @projection and layer == @layer and head == @head "
+            "and dimension == @dimension"
+        )
+        part = result.of(projection)
+        assert one["norm"].item() == float(part.norms[layer, head, dimension])
+        assert one["massive"].item() == bool(part.massive[layer, head, dimension])
+    assert frame["massive"].any()
+    assert not frame["massive"].all()
+
+
+def test_tables_by_layer_and_of_phases_are_the_results_own(page):
+    result, phases = sample.concentration_with_nan(), sample.symmetry_result().phase_frame()
+    layers = pd.read_parquet(page.parent / "concentration_layers.parquet")
+    pd.testing.assert_frame_equal(layers, result.layer_frame())
+    pd.testing.assert_frame_equal(pd.read_parquet(page.parent / "symmetry_phases.parquet"), phases)
+
+
+def test_the_energy_centre_is_the_median_wavelength_of_the_heads():
+    bands = sample.bands_result()
+    logs = torch.full((sample.N_LAYERS, sample.N_HEADS), 2.0)
+    logs[0] = 5.0
+    logs[1, 0] = math.nan
+    shown, centres = tables.bands_tables(replace(bands, q=replace(bands.q, centre_of_mass=logs)))
+    assert centres.rows[0] == ("q", "100", "269 of 270")
+    back = [row for row in shown.rows if row[1] == "k, turned back"]
+    assert back[0][2] == number(bands.k_unrotated.low_half_share.effect)
+    assert len(back) == 2
+
+
+def test_the_distance_of_two_clusters_is_shown_by_layer():
+    symmetry = sample.symmetry_result()
+    apart = torch.full((sample.N_LAYERS, sample.N_HEADS), math.nan)
+    apart[3, :3] = torch.tensor([30.0, 32.0, 40.0])
+    part = replace(symmetry.q, separation=apart)
+    table = tables.symmetry_tables(replace(symmetry, q=part))[1]
+    assert table.rows[3][:3] == ("3", "3 of 9", "32")
+    assert table.rows[4][:3] == ("4", "0 of 9", "–")
+
+
+def test_settings_of_the_analyses_stand_in_page_and_summary(page):
+    config = json.loads((page.parent / "summary.json").read_text())["provenance"]["config"]
+    assert set(config) == {"concentration", "control", "bands", "symmetry"}
+    assert config["bands"] == asdict(sample.bands_result().config)
+    table = tables.config_table(
+        results(bands=replace(sample.bands_result(), config=SEED_7)).configs
+    )
+    assert table.head == ("setting", "concentration", "control", "bands", "symmetry")
+    assert ("seed", "0", "0", "7", "0") in table.rows
+    assert ("max_gap", "–", "–", "–", "2") in table.rows
+    assert "Settings of the analyses" in page.read_text(encoding="utf-8")
 
 
 # --- the folder ---------------------------------------------------------------------------------
@@ -333,6 +406,18 @@ def test_a_foreign_file_beside_a_report_is_refused_and_kept(tmp_path):
     assert (tmp_path / "out" / "remarks.md").read_text() == "mine"
 
 
+def test_a_foreign_parquet_file_is_refused_and_kept_whatever_its_name(tmp_path):
+    out = tmp_path / "out"
+    build_report(bare(), out)
+    (out / "dataset.parquet").write_bytes(b"months of work")
+    with pytest.raises(FileExistsError, match=r"other files \(dataset.parquet\)"):
+        build_report(bare(), out)
+    assert (out / "dataset.parquet").read_bytes() == b"months of work"
+    build_report(bare("second"), out, overwrite=True)
+    assert (out / "dataset.parquet").read_bytes() == b"months of work"
+    assert json.loads((out / "summary.json").read_text())["model"] == "second"
+
+
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(FileExistsError, match="must be a folder or new, got the file"):
@@ -349,7 +434,7 @@ def test_an_interrupt_leaves_the_old_report(tmp_path, monkeypatch, moment):
         raise KeyboardInterrupt
 
     if moment == "while filling":
-        monkeypatch.setattr(report_module, "_frames", interrupted)
+        monkeypatch.setattr(report_module, "frames", interrupted)
     else:
         real = folder.os.replace
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, build_tokenizer, llama
+from tiny_models import FAMILIES, build_tokenizer, llama, save_model
 
 from mi_massive import (
     BandsConfig,
@@ -89,6 +89,38 @@ def test_options_of_the_capture_are_passed_on_to_both_models(
     assert results.provenance.prompts_digest == norms.provenance.prompts_digest
     assert results.control.provenance.prompts_digest == norms.provenance.prompts_digest
     torch.testing.assert_close(results.concentration.k.norms, norms.k)
+
+
+@pytest.fixture(scope="module", name="short_control")
+def fixture_short_control(tmp_path_factory: pytest.TempPathFactory) -> HookedModel:
+    """A control that reads 8 tokens."""
+    model = FAMILIES["gpt2"].build()
+    model.config.n_positions = 8
+    model.get_submodule("transformer").wpe.weight = torch.nn.Parameter(torch.randn(8, 64))
+    return load_model(save_model(model, tmp_path_factory.mktemp("short")))
+
+
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_prompts_beyond_the_context_of_the_control_alone_are_cut_and_that_is_said(
+    tokenized: bool, model: HookedModel, short_control: HookedModel
+) -> None:
+    own = tokenize_prompts(build_tokenizer(), TEXTS) if tokenized else TEXTS  # 6 .. 10 tokens
+    results = run_study(model, own, control=short_control, control_prompts=own, config=CONFIG)
+    whole, cut = capture_norms(model, TEXTS), capture_norms(short_control, TEXTS, max_length=8)
+    assert results.control is not None
+    assert results.provenance.prompts_digest == whole.provenance.prompts_digest
+    assert results.control.provenance.prompts_digest == cut.provenance.prompts_digest
+    torch.testing.assert_close(results.control.q.norms, cut.q)
+    assert results.notes == (
+        f"control: 2 of 5 prompts were cut to 8 tokens, the context of {short_control.name}.",
+    )
+
+
+def test_prompts_that_max_length_cuts_for_both_models_need_no_note(
+    model: HookedModel, short_control: HookedModel
+) -> None:
+    config = StudyConfig(max_length=8, n_pattern_heads=1)
+    assert run_study(model, TEXTS, control=short_control, config=config).notes == ()
 
 
 def test_what_is_left_out_is_said(control: HookedModel) -> None:

@@ -13,7 +13,9 @@ from reference import (
     golden_norms,
     members,
     needs_golden,
+    permuted_p,
     phase_offset,
+    shifted_p,
     spearman,
     two_mirror_clusters,
 )
@@ -231,8 +233,10 @@ def test_the_smooth_null_is_stricter_than_the_permuted_one_for_smooth_profiles()
 
 def test_aligned_smooth_profiles_pass_the_smooth_null() -> None:
     states = smooth_profiles(4, shift=0) * torch.ones(3, 2, 1, 1, 1, 64)
-    result = symmetry(build_norms(*states, geometry=build_geometry(4, 1, 64)), config=QUICK).v
-    assert result.smooth_null_agreement.p_value == 1 / 200
+    norms = build_norms(*states, geometry=build_geometry(4, 1, 64))
+    result = symmetry(norms, config=replace(QUICK, n_resamples=2000)).v
+    for share in (result.smooth_null_agreement, result.layer_agreement):
+        assert share.p_value == pytest.approx(1 / 32, abs=0.01)  # one of 32 shifts, in all layers
     assert result.layer_agreement.effect == pytest.approx(1)
 
 
@@ -252,10 +256,32 @@ def test_a_table_share_follows_its_definition() -> None:
     share = table_share(tables, torch.tensor([16, 4]), null="permuted", config=QUICK)
     assert share.effect == (8 + 4) / 20
     assert share.null == pytest.approx((2 + 4) / 20)
-    assert share.test == "bootstrap over layers (BCa); partners permuted within layers"
+    assert share.test == "bootstrap over layers (BCa); partners permuted, alike in all layers"
     shifted = table_share(tables, torch.tensor([16, 4]), null="shifted", config=QUICK)
     assert shifted.null == share.null
     assert shifted.p_value == pytest.approx(1 / 4, abs=0.1)
+    assert shifted.test == (
+        "bootstrap over layers (BCa); partners shifted circularly, alike in all layers "
+        "(p at least about 1 / pairs)"
+    )
+
+
+def test_p_values_equal_those_over_all_moves_of_all_layers_alike() -> None:
+    tables = [noise(5, 5, seed=layer) + 0.5 * torch.eye(5) for layer in range(3)]
+    plain = [table.tolist() for table in tables]
+    config, wholes = replace(QUICK, n_resamples=6000), torch.ones(3)
+    permuted = table_share(tables, wholes, null="permuted", config=config)
+    assert permuted.p_value == pytest.approx(permuted_p(plain), abs=0.02)
+    shifted = table_share(tables, wholes, null="shifted", config=config)
+    assert shifted.p_value == pytest.approx(shifted_p(plain), abs=0.02)
+
+
+def test_many_layers_cannot_pass_the_floor_of_the_shifts() -> None:
+    """Two mirror clusters at the same pair in 30 layers of 16 pairs: one of 16 shifts does it."""
+    norms = planted([[[8, 24]]] * 30, build_geometry(30, 1, 32))
+    share = symmetry(norms, config=replace(QUICK, n_resamples=2000)).q.two_mirror_share
+    assert share.effect == 1
+    assert share.p_value == pytest.approx(1 / 16, abs=0.02)
 
 
 @pytest.mark.parametrize("degrees", [-150, -90, 20, 113, 180])

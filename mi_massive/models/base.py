@@ -20,7 +20,7 @@ from mi_massive.models.attention import Visitor
 from mi_massive.models.engines import Engine, HooksEngine, PlainEngine
 from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.models.geometry import (
-    candidate_frequencies,
+    candidate_rotations,
     measure_geometry,
     probe_positions,
     training_context,
@@ -100,7 +100,7 @@ class HookedModel:
         geometry = _measure(
             engine, hf_model, training_context(getattr(hf_model, "config", model.cfg))
         )
-        if not geometry.rotates and candidate_frequencies(hf_model):
+        if not geometry.rotates and candidate_rotations(hf_model):
             raise UnsupportedModelError(
                 "a model with rotary position embeddings must fire hook_rot_q and hook_rot_k, got "
                 f"a {type(hf_model).__name__} whose rotated queries and keys this TransformerLens "
@@ -187,6 +187,11 @@ class HookedModel:
     def kernel(self) -> str:
         """Attention implementation that captures run, such as `sdpa`."""
         return self._engine.kernel
+
+    @property
+    def n_vocabulary(self) -> int:
+        """Token ids that the model knows: 0 .. n_vocabulary - 1."""
+        return self._engine.n_vocabulary
 
     @property
     def device(self) -> torch.device:
@@ -283,9 +288,11 @@ class HookedModel:
 
 def _measure(engine: Engine, model: Any, context: int | None) -> ModelGeometry:
     positions = probe_positions(context)
+    rotations = candidate_rotations(model)
     return measure_geometry(
         engine.constant_states(positions),
         positions,
-        frequencies=candidate_frequencies(model),
+        frequencies=[frequencies for frequencies, _ in rotations],
+        factors=[factor for _, factor in rotations],
         training_context=context,
     )

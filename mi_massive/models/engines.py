@@ -34,6 +34,11 @@ class Engine(Protocol):
         """Attention implementation that runs."""
         ...
 
+    @property
+    def n_vocabulary(self) -> int:
+        """Rows of the token embedding."""
+        ...
+
     def attention_inputs(
         self,
         input_ids: Int[Tensor, "batch pos"],
@@ -60,6 +65,11 @@ class PlainEngine:
     def kernel(self) -> str:
         """Attention implementation that runs."""
         return attention_kernel(self.model)
+
+    @property
+    def n_vocabulary(self) -> int:
+        """Rows of the token embedding."""
+        return cast(Any, self.model.get_input_embeddings()).weight.shape[0]
 
     @torch.no_grad()
     def attention_inputs(
@@ -107,6 +117,11 @@ class HooksEngine:
         self.model = model
         self._sites = self._live_sites()
 
+    @property
+    def n_vocabulary(self) -> int:
+        """Rows of the token embedding."""
+        return self.model.W_E.shape[0]
+
     @torch.no_grad()
     def attention_inputs(
         self,
@@ -122,7 +137,7 @@ class HooksEngine:
                 states = pending.setdefault(block, {})
                 states[role] = activation.transpose(1, 2)
                 if len(states) == 3:
-                    visit(AttentionInputs(block, **pending.pop(block)))
+                    _require_observer(visit(AttentionInputs(block, **pending.pop(block))))
 
             return note
 
@@ -154,16 +169,11 @@ class HooksEngine:
             self.attention_inputs(ids, None, keep)
         return states
 
-    def live_names(self) -> list[str]:
-        """Names of the q, k, v and rotary hook points that fire."""
-        return self._live
-
     def _live_sites(self) -> dict[int, dict[str, str]]:
         """Hook points of each block's attention inputs: the rotary ones where they fire."""
         listed = attention_site_names(self.model)
         ids = torch.ones(1, 4, dtype=torch.long, device=self._device())
         fired = fired_sites(self.model, listed, lambda: self._run(ids, None))
-        self._live = [name for name in listed if name in fired]
         sites: dict[int, dict[str, str]] = {}
         for block in range(len(self.model.blocks)):
             names = {
@@ -191,6 +201,14 @@ _ROLES: dict[str, tuple[Hook, ...]] = {
     "key": ("hook_rot_k", "hook_k"),
     "value": ("hook_v",),
 }
+
+
+def _require_observer(replacement: AttentionInputs | None) -> None:
+    if replacement is not None:
+        raise UnsupportedModelError(
+            "visit must return None on a wrapped TransformerLens model, got a replacement, which "
+            "cannot take effect there; edit with run_with_hooks"
+        )
 
 
 def _silent_hooks_error(where: str) -> UnsupportedModelError:

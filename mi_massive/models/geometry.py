@@ -9,7 +9,7 @@ does not rotate.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -36,6 +36,8 @@ class ConstantStates:
 
 def training_context(config: Any) -> int | None:
     """Positions that a model was trained on with the frequencies that it has for short prompts."""
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()  # of a model with several towers
     rope = cast(dict[str, Any], getattr(config, "rope_parameters", None) or {})
     if rope.get("rope_type") == "longrope":
         # Longer prompts are rotated by a second set of frequencies: another geometry.
@@ -55,6 +57,7 @@ def measure_geometry(
     positions: Int[Tensor, "pos"],
     *,
     frequencies: Sequence[Float[Tensor, "_"]],
+    factors: Sequence[float] | None = None,
     training_context: int | None,
 ) -> ModelGeometry:
     """Find each layer's rotation among candidate frequencies by what it does to constant states.
@@ -63,7 +66,8 @@ def measure_geometry(
         states: Queries and keys of each attention layer, in model order, at `positions`; the first
             is position 0.
         positions: Token positions of the states.
-        frequencies: Candidates from `candidate_frequencies`, in rad per token.
+        frequencies: Candidates from `candidate_rotations`, in rad per token.
+        factors: What the model multiplies rotated states by beside each candidate; 1 if left out.
         training_context: Positions that the model was trained on, in tokens.
 
     Raises:
@@ -77,7 +81,15 @@ def measure_geometry(
             "compute attention in a method `_attn(query, key, value)`, got no layer that does; it "
             "has no attention, or one of its own that cannot be read"
         )
-    layers = tuple(_layer_geometry(state, positions, frequencies) for state in states)
+    # One object a rotation, shared by the layers that turn alike.
+    candidates = [
+        RotaryGeometry(inv_freq=inv_freq, layout=layout, d_head=d_head, factor=factor)
+        for d_head in sorted({state.query.shape[-1] for state in states})
+        for inv_freq, factor in zip(frequencies, factors or [1.0] * len(frequencies), strict=True)
+        if 2 * inv_freq.numel() <= d_head
+        for layout in _LAYOUTS
+    ]
+    layers = tuple(_layer_geometry(state, positions, candidates) for state in states)
     shapes = {(layer.n_heads, layer.n_key_value_heads, layer.d_head) for layer in layers}
     if len(shapes) != 1:
         raise UnsupportedModelError(
@@ -87,32 +99,41 @@ def measure_geometry(
     return ModelGeometry(layers=layers, training_context=training_context)
 
 
-def candidate_frequencies(model: nn.Module) -> list[Float[Tensor, "_"]]:
-    """Rotary frequencies found in a model's buffers, without duplicates, as float64 on the CPU.
+def candidate_rotations(model: nn.Module) -> list[tuple[Float[Tensor, "_"], float]]:
+    """Rotary frequencies of a model's buffers, float64 on the CPU, with the factor beside each.
 
-    Reads `inv_freq` buffers of rotary modules (one per layer type in some models), tables of sines
-    and cosines by position (`embed_positions` of GPT-J), and the `rotary_sin`, `rotary_cos` tables
-    of a `HookedTransformer`.
+    The factor multiplies rotated states and is 1 in most models (`attention_scaling` of the rotary
+    module). Frequencies that stand in several buffers come once. Reads `inv_freq` buffers of
+    rotary modules (one per layer type in some models), tables of sines and cosines by position
+    (`embed_positions` of GPT-J), and the `rotary_sin`, `rotary_cos` tables of a
+    `HookedTransformer`.
     """
-    found: list[Tensor] = []
-    for frequencies in _stated_frequencies(dict(model.named_buffers())):
-        candidate = frequencies.detach().double().cpu()
-        if not any(torch.equal(candidate, known) for known in found):
-            found.append(candidate)
+    found: list[tuple[Tensor, float]] = []
+    for frequencies, factor in _stated_rotations(model):
+        candidate = frequencies.detach().cpu().double()
+        if not any(torch.equal(candidate, known) for known, _ in found):
+            found.append((candidate, factor))
     return found
 
 
-def _stated_frequencies(buffers: Mapping[str, Tensor]) -> Iterator[Tensor]:
+def candidate_frequencies(model: nn.Module) -> list[Float[Tensor, "_"]]:
+    """The frequencies of `candidate_rotations` alone."""
+    return [frequencies for frequencies, _ in candidate_rotations(model)]
+
+
+def _stated_rotations(model: nn.Module) -> Iterator[tuple[Tensor, float]]:
+    buffers = dict(model.named_buffers())
     for name, buffer in buffers.items():
         path, _, kind = name.rpartition(".")
         if kind.endswith("inv_freq") and "original" not in kind:
-            yield buffer
+            scaling = kind.removesuffix("inv_freq") + "attention_scaling"
+            yield buffer, float(getattr(model.get_submodule(path), scaling, 1.0))
         elif kind == "embed_positions":
-            yield _table_frequencies(*buffer.chunk(2, dim=-1))
+            yield _table_frequencies(*buffer.chunk(2, dim=-1)), 1.0
         elif kind == "rotary_sin":
             frequencies = _table_frequencies(buffer, buffers[f"{path}.rotary_cos"])
-            yield frequencies[: frequencies.numel() // 2]
-            yield frequencies[::2]
+            yield frequencies[: frequencies.numel() // 2], 1.0
+            yield frequencies[::2], 1.0
 
 
 def _table_frequencies(
@@ -122,7 +143,7 @@ def _table_frequencies(
 
     Row 1 gives it to the rounding of the tables (2 ** -9 in bfloat16), rows 2, 4, 8, ... refine it.
     """
-    angles = torch.atan2(sin.double(), cos.double())
+    angles = torch.atan2(sin.cpu().double(), cos.cpu().double())
     frequencies, row = angles[1], 2
     while row < len(angles):
         excess = angles[row] - row * frequencies
@@ -134,26 +155,22 @@ def _table_frequencies(
 def _layer_geometry(
     state: ConstantStates,
     positions: Int[Tensor, "pos"],
-    frequencies: Sequence[Float[Tensor, "_"]],
+    candidates: Sequence[RotaryGeometry],
 ) -> LayerGeometry:
     _require_measurable(state)
     d_head = state.query.shape[-1]
     rotary = None
     if _residual(state, positions, None) > _tolerance(state):
-        candidates = [
-            RotaryGeometry(inv_freq=inv_freq, layout=layout, d_head=d_head)
-            for inv_freq in frequencies
-            if 2 * inv_freq.numel() <= d_head
-            for layout in _LAYOUTS
-        ]
+        candidates = [candidate for candidate in candidates if candidate.d_head == d_head]
         residuals = [_residual(state, positions, candidate) for candidate in candidates]
         best = min(range(len(candidates)), key=residuals.__getitem__, default=None)
         if best is None or residuals[best] > _tolerance(state):
             raise UnsupportedModelError(
                 f"block {state.block} must rotate its queries and keys in half-split or "
                 f"interleaved pairs at the frequencies of the model's own buffers, got "
-                f"{len(frequencies)} sets of frequencies of which the best leaves a relative error "
-                f"of {min(residuals, default=math.nan):.2g}; its rotary geometry is needed"
+                f"{len(candidates) // 2} sets of frequencies of which the best leaves a "
+                f"relative error of {min(residuals, default=math.nan):.2g}; its rotary "
+                "geometry is needed"
             )
         rotary = candidates[best]
     return LayerGeometry(
@@ -170,7 +187,7 @@ def _residual(
 ) -> float:
     """Relative error of turning position 0 into the others, the larger of query and key."""
     errors: list[float] = []
-    for measured in (state.query.double().cpu(), state.key.double().cpu()):
+    for measured in (state.query.cpu().double(), state.key.cpu().double()):
         if not bool(measured.any()):
             continue  # zeros rotate into zeros: the other one of the two has to tell
         predicted = measured[:, :1].expand_as(measured)

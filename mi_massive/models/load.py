@@ -123,7 +123,7 @@ def _load_weights(
     loader = cast(Any, AutoModelForCausalLM if is_causal else AutoModelForMaskedLM)
     # transformers' SDPA ignores the soft cap on attention logits that such a model was trained
     # with.
-    softcapped = getattr(config, "attn_logit_softcapping", None) is not None
+    softcapped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     with _quiet_loading():
         model, report = loader.from_pretrained(
             checkpoint.folder,

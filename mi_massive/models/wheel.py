@@ -22,7 +22,7 @@ from typing import Final
 from mi_massive.models.cache import cached_folder, disk_full_error
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
-"""The model that every command uses when none is named."""
+"""The model that every command on a model uses when none is named."""
 
 _CHUNK = 1 << 20
 

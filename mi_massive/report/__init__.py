@@ -6,13 +6,18 @@ has about 7 MB for a small model (6 MB of it libraries) and grows with layers x 
 
 import json
 from pathlib import Path
-from typing import Any
 
-from mi_massive.report.folder import PAGE, SUMMARY, require_replaceable, write_folder
+from mi_massive.report.folder import (
+    PAGE,
+    SUMMARY,
+    require_replaceable,
+    table_file,
+    write_folder,
+)
+from mi_massive.report.frames import frames
 from mi_massive.report.page import render_page
 from mi_massive.report.results import ReportResults
 from mi_massive.report.summary import summary
-from mi_massive.report.text import printable
 
 __all__ = ["ReportResults", "build_report"]
 
@@ -40,29 +45,13 @@ def build_report(results: ReportResults, path: str | Path, *, overwrite: bool = 
     folder = Path(path).resolve()
     require_replaceable(folder, model=results.provenance.model, overwrite=overwrite)
     page = render_page(results).encode("utf-8")
-    document = json.dumps(summary(results.scoreboard), indent=1, allow_nan=False) + "\n"
+    document = json.dumps(summary(results), indent=1, allow_nan=False) + "\n"
 
     def fill(target: Path) -> None:
         (target / PAGE).write_bytes(page)
         (target / SUMMARY).write_text(document, encoding="utf-8")
-        for name, frame in _frames(results).items():
-            frame.to_parquet(target / f"{name}.parquet", index=False)
+        for name, frame in frames(results).items():
+            frame.to_parquet(target / table_file(name), index=False)
 
     write_folder(folder, fill)
     return folder / PAGE
-
-
-def _frames(results: ReportResults) -> dict[str, Any]:
-    """One table a result, under the analysis' word."""
-    shown = {
-        "scoreboard": results.scoreboard,
-        "concentration": results.concentration,
-        "control": results.control,
-        "bands": results.bands,
-        "symmetry": results.symmetry,
-    }
-    frames = {name: result.to_frame() for name, result in shown.items() if result is not None}
-    if results.patterns is not None:
-        frame = results.patterns.to_frame()
-        frames["patterns"] = frame.assign(token=frame["token"].map(printable))
-    return frames

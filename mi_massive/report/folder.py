@@ -8,9 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
 
+from mi_massive.report.frames import TABLES
+
 SUMMARY: Final = "summary.json"
 PAGE: Final = "report.html"
-_TABLE_SUFFIX: Final = ".parquet"
+
+
+def table_file(name: str) -> str:
+    """File of the table `name`."""
+    return f"{name}.parquet"
+
+
+OWN: Final = frozenset({PAGE, SUMMARY, *map(table_file, TABLES)})
+"""Every file that a report may write; any other file in its folder is someone else's."""
 
 
 def require_replaceable(path: Path, *, model: str, overwrite: bool) -> None:
@@ -76,7 +86,7 @@ def _keep_foreign(old: Path, path: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name in (SUMMARY, PAGE) or name.endswith(_TABLE_SUFFIX)
+    return name in OWN
 
 
 def _reported_model(path: Path) -> str | None:

@@ -114,7 +114,7 @@ def _provenance(results: ReportResults) -> list[tables.Table]:
     shown = [tables.provenance_table("The model", results.provenance)]
     if results.control is not None:
         shown.append(tables.provenance_table("The control", results.control.provenance))
-    return shown
+    return [*shown, tables.config_table(results.configs)]
 
 
 def _hash(script: str) -> str:

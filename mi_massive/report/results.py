@@ -1,6 +1,7 @@
 """What a report is built from."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mi_massive.bands import BandsResult
 from mi_massive.claims import ScoreboardResult
@@ -41,3 +42,16 @@ class ReportResults:
     def provenance(self) -> Provenance:
         """Where the measurements of the model come from."""
         return self.concentration.provenance
+
+    @property
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """Settings of each analysis that was run, under its word: thresholds, resamples, seed."""
+        analyses = {
+            "concentration": self.concentration,
+            "control": self.control,
+            "bands": self.bands,
+            "symmetry": self.symmetry,
+        }
+        return {
+            word: asdict(result.config) for word, result in analyses.items() if result is not None
+        }

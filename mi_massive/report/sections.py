@@ -164,7 +164,7 @@ def _bands(result: BandsResult) -> Section:
                 plot_wavelengths(result),
             ),
         ),
-        tables=(tables.bands_table(result),),
+        tables=tuple(tables.bands_tables(result)),
         limits=(
             "That rotary position embeddings cause the concentration: that is a claim about "
             "training, and needs models that differ in nothing else.",
@@ -190,7 +190,7 @@ def _symmetry(result: SymmetryResult, results: ReportResults) -> Section:
             "keeps the smooth profile of each half."
         ),
         pictures=pictures,
-        tables=(tables.symmetry_table(result),),
+        tables=tuple(tables.symmetry_tables(result)),
         limits=(
             "A cause: the rotation itself mixes the two members of a pair over positions and so "
             "makes their norms alike, also where nothing was learned.",

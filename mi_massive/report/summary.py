@@ -4,19 +4,22 @@ import dataclasses
 import math
 from typing import Any
 
-from mi_massive.claims import Claim, ScoreboardResult
+from mi_massive.claims import Claim
+from mi_massive.report.results import ReportResults
 
 
-def summary(scoreboard: ScoreboardResult) -> dict[str, Any]:
+def summary(results: ReportResults) -> dict[str, Any]:
     """Keys `model`, `claims` and `provenance`; an undefined or infinite number is None.
 
     A claim has `id`, `statement`, `verdict`, `effect`, `interval` (low, high), `level`, `n`,
-    `n_of`, `test`, `p_value`, `null`, `quantity` and `reading`.
+    `n_of`, `test`, `p_value`, `null`, `quantity` and `reading`. `provenance` is
+    that of the capture, with the settings of each analysis under `config`.
     """
+    scoreboard = results.scoreboard
     return {
         "model": scoreboard.provenance.model,
         "claims": [_claim(claim) for claim in scoreboard.claims],
-        "provenance": dataclasses.asdict(scoreboard.provenance),
+        "provenance": dataclasses.asdict(scoreboard.provenance) | {"config": results.configs},
     }
 
 

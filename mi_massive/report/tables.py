@@ -1,7 +1,11 @@
 """Tables of the page: what each result says in numbers, also for readers without script."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from mi_massive.axes import PROJECTIONS
 from mi_massive.bands import BandsResult
@@ -72,21 +76,28 @@ def control_table(result: ConcentrationResult) -> Table:
     return Table(caption=caption, head=table.head, rows=table.rows)
 
 
-def bands_table(result: BandsResult) -> Table:
-    """Estimates of the frequency analysis."""
+def bands_tables(result: BandsResult) -> list[Table]:
+    """Estimates of the frequency analysis, and the wavelength on which the energy centres."""
     named = tuple(zip(PROJECTIONS, (result.q, result.k, result.v), strict=True))
+    undone = (("q", result.q_unrotated), ("k", result.k_unrotated))
     low, massive_low = "energy in the slower half of the pairs", "massive dimensions in that half"
     rows: list[tuple[str, str, Estimate]] = [
         *((low, name, part.low_half_share) for name, part in named),
+        *((low, f"{name}, turned back", part.low_half_share) for name, part in undone),
         *((massive_low, name, part.massive_low_half_share) for name, part in named),
+        *(
+            (massive_low, f"{name}, turned back", part.massive_low_half_share)
+            for name, part in undone
+        ),
         ("massive dimensions without a full turn in training", "q, k", result.partial_cycle),
+        ("massive dimensions that do not rotate", "q, k", result.massive_unrotated_share),
         ("query head and key head peak in the same pair", "q, k", result.q_k_same_pair),
     ]
-    return _estimates("Where on the frequency axis", rows)
+    return [_estimates("Where on the frequency axis", rows), _centres(result)]
 
 
-def symmetry_table(result: SymmetryResult) -> Table:
-    """Estimates of the symmetry analysis."""
+def symmetry_tables(result: SymmetryResult) -> list[Table]:
+    """Estimates of the symmetry analysis, and the clusters layer by layer."""
     named = tuple(zip(PROJECTIONS, (result.q, result.k, result.v), strict=True))
     undone = (("q", result.q_unrotated), ("k", result.k_unrotated))
     partners, smooth = "correlation of partners", "correlation of partners, smooth null"
@@ -102,7 +113,7 @@ def symmetry_table(result: SymmetryResult) -> Table:
         ("phase between q and k, degrees", "q, k", result.phase_offset_magnitude),
         ("heads in which q leads k", "q, k", result.phase_lead_share),
     ]
-    return _estimates("How far the two halves agree", rows)
+    return [_estimates("How far the two halves agree", rows), _clusters(result)]
 
 
 def patterns_table(result: PatternsResult) -> Table:
@@ -142,11 +153,65 @@ def provenance_table(caption: str, source: Provenance) -> Table:
         ("batch size", str(source.batch_size)),
         ("prompts", str(source.n_prompts)),
         ("SHA-256 of the token ids", source.prompts_digest),
-        ("seed", "none" if source.seed is None else str(source.seed)),
+        ("seed of the capture", "none" if source.seed is None else str(source.seed)),
         *((f"version of {name}", version) for name, version in sorted(source.versions.items())),
         ("command", source.command),
     ]
     return Table(caption=caption, head=("what", "value"), rows=tuple(rows))
+
+
+def config_table(configs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Settings of the analyses side by side, a dash where one has no such setting."""
+    settings = dict.fromkeys(name for config in configs.values() for name in config)
+    return Table(
+        caption="Settings of the analyses",
+        head=("setting", *configs),
+        rows=tuple(
+            (name, *(str(config.get(name, "–")) for config in configs.values()))
+            for name in settings
+        ),
+    )
+
+
+def _centres(result: BandsResult) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for name, part in zip(PROJECTIONS, (result.q, result.k, result.v), strict=True):
+        wavelengths = 10 ** part.centre_of_mass.double()
+        defined = f"{int((~wavelengths.isnan()).sum()):,} of {wavelengths.numel():,}"
+        rows.append((name, text.number(_median(wavelengths)), defined))
+    return Table(
+        caption="Centre of mass of the energy (mean of log wavelength, weighted by energy)",
+        head=("projection", "wavelength in tokens, median over heads", "heads"),
+        rows=tuple(rows),
+    )
+
+
+def _clusters(result: SymmetryResult) -> Table:
+    named = tuple(zip(PROJECTIONS, (result.q, result.k, result.v), strict=True))
+    rows: list[tuple[str, ...]] = []
+    for at, block in enumerate(result.layers):
+        cells = [str(block)]
+        for _, part in named:
+            distances = part.separation[at]
+            two = int((~distances.isnan()).sum())
+            cells.append(f"{two} of {len(distances)}")
+            cells.append(text.number(_median(distances)) if two else "–")
+        rows.append(tuple(cells))
+    columns = (
+        (f"{name}: heads with two clusters", f"{name}: their distance in dimensions, median")
+        for name, _ in named
+    )
+    return Table(
+        caption="Heads with two clusters, layer by layer",
+        head=("layer", *(column for pair in columns for column in pair)),
+        rows=tuple(rows),
+        folded=True,
+    )
+
+
+def _median(values: Float[Tensor, "..."]) -> float:
+    """Median of the defined values; NaN if there are none."""
+    return float(values.flatten().double().nanquantile(0.5))
 
 
 def _estimates(caption: str, rows: Sequence[tuple[str, str, Estimate]]) -> Table:

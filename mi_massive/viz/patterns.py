@@ -6,7 +6,6 @@ the installed wheel, once a page; the data travel as escaped JSON; and a token c
 markup.
 """
 
-import html
 import json
 from functools import cache
 from importlib import resources
@@ -132,11 +131,6 @@ def patterns_script() -> str:
     """The script that draws `patterns_data`; defines the global `miMassivePatterns`."""
     file = resources.files("mi_massive.viz") / "patterns.js"
     return script_for_html(file.read_text(encoding="utf-8"))
-
-
-def patterns_fallback(result: PatternsResult) -> str:
-    """The prompt as plain escaped text, for readers without script."""
-    return html.escape("".join(result.tokens))
 
 
 def _require_small(n_patterns: int, n_tokens: int) -> None:

@@ -1,0 +1,60 @@
+"""Results -> the report's Parquet tables: unrounded, one file a name, the results' own views."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+
+from mi_massive.axes import PROJECTIONS
+from mi_massive.concentration import ConcentrationResult
+from mi_massive.report.results import ReportResults
+from mi_massive.report.text import printable
+
+
+def frames(results: ReportResults) -> dict[str, Any]:
+    """Every table that these results fill, under its name in `TABLES`."""
+    made = {name: table(results) for name, table in TABLES.items()}
+    return {name: frame for name, frame in made.items() if frame is not None}
+
+
+def _dimensions(result: ConcentrationResult) -> Any:
+    """One row a projection, layer (block index), head and dimension: its norm, and if massive."""
+    import pandas as pd
+
+    parts: list[Any] = []
+    for projection in PROJECTIONS:
+        part = result.of(projection)
+        layer, head, dimension = np.indices(part.norms.shape)
+        columns = {
+            "projection": projection,
+            "layer": np.asarray(result.layers)[layer.ravel()],
+            "head": head.ravel(),
+            "dimension": dimension.ravel(),
+            "norm": part.norms.flatten().numpy(),
+            "massive": part.massive.flatten().numpy(),
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _patterns(results: ReportResults) -> Any:
+    if results.patterns is None:
+        return None
+    frame = results.patterns.to_frame()
+    return frame.assign(token=frame["token"].map(printable))
+
+
+TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
+    "scoreboard": lambda results: results.scoreboard.to_frame(),
+    "concentration": lambda results: results.concentration.to_frame(),
+    "concentration_layers": lambda results: results.concentration.layer_frame(),
+    "dimensions": lambda results: _dimensions(results.concentration),
+    "control": lambda results: results.control and results.control.to_frame(),
+    "control_layers": lambda results: results.control and results.control.layer_frame(),
+    "bands": lambda results: results.bands and results.bands.to_frame(),
+    "symmetry": lambda results: results.symmetry and results.symmetry.to_frame(),
+    "symmetry_phases": lambda results: results.symmetry and results.symmetry.phase_frame(),
+    "patterns": _patterns,
+}
+"""How each table is made, None where the results lack it. A report writes and owns these names and
+no other Parquet file."""
