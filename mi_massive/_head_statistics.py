@@ -58,6 +58,22 @@ def head_statistics(
     return {name: value.float() for name, value in statistics.items()}
 
 
+TOP_STATISTICS: Final = ("top_first_share", "top_mean_over_rms")
+"""Keys of `top_statistics`, and fields of the concentration of a projection."""
+
+
+def top_statistics(
+    norms: Float[Tensor, "layer head d_head"],
+    first_share: Float[Tensor, "layer head d_head"],
+    mean_over_rms: Float[Tensor, "layer head d_head"],
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """Share of the first tokens and |mean| / rms over tokens of each head's largest dimension."""
+    top = norms.argmax(dim=-1, keepdim=True)
+    values = (first_share, mean_over_rms)
+    picked = (value.gather(-1, top).squeeze(-1).float() for value in values)
+    return dict(zip(TOP_STATISTICS, picked, strict=True))
+
+
 def exceeds(
     norms: Float[Tensor, "*prompt layer head d_head"], ratio: float
 ) -> Bool[Tensor, "*prompt layer head d_head"]:

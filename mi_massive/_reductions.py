@@ -97,7 +97,7 @@ def sum_rotary_states(
 def _site_sums(
     states: Tensor, weights: TokenWeights, squares: Tensor, total: Tensor, phasors: Tensor | None
 ) -> SiteSums:
-    first = states[:, :, 0].float()
+    first = states[:, :, 0].float().clone()  # a view would keep all states in memory
     if weights.skip_first:
         first = torch.full_like(first, torch.nan)
     return SiteSums(

@@ -121,12 +121,16 @@ def decide_all(estimates: Sequence[Estimate], *, minimum: float) -> tuple[Verdic
 
 
 def require_same_capture(name: str, given: Provenance, expected: Provenance) -> None:
-    """Raise ValueError unless both come from one model and the same prompts."""
-    if (given.model, given.prompts_digest) != (expected.model, expected.prompts_digest):
+    """Raise ValueError unless both come from one model, the same prompts and the same settings."""
+
+    def named(source: Provenance) -> str:
+        settings = "".join(f", {key}={value}" for key, value in sorted(source.settings.items()))
+        return f"{source.model!r} with prompts {source.prompts_digest[:8]}{settings}"
+
+    if named(given) != named(expected):
         raise ValueError(
-            f"{name} must come from the same capture as concentration, got {given.model!r} with "
-            f"prompts {given.prompts_digest[:8]} for {expected.model!r} with prompts "
-            f"{expected.prompts_digest[:8]}; compute both from one capture"
+            f"{name} must come from the same capture as concentration, got {named(given)} for "
+            f"{named(expected)}; compute both from one capture"
         )
 
 

@@ -8,18 +8,17 @@ tokens, except the first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_massive._checks import require_in_range, require_not_empty, require_positive
+from mi_massive._checks import require_in_range, require_not_empty
 from mi_massive._reductions import TokenWeights, sum_rotary_states, sum_states
 from mi_massive.models.attention import AttentionInputs
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms, SiteSums
-from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
+from mi_massive.prompts import TokenizedPrompts, tokenize_prompts, truncate_prompts
 from mi_massive.records import Provenance, command_line, package_versions
 from mi_massive.rope import ModelGeometry, RotaryGeometry
 
@@ -91,11 +90,19 @@ def capture_norms(
         k_unrotated_sums=sums.get("k_unrotated"),
         n_tokens=torch.tensor(lengths) - int(skip_first),
         geometry=model.geometry,
-        provenance=provenance_of(model, tokenized, batch_size=batch_size),
+        provenance=provenance_of(
+            model, tokenized, batch_size=batch_size, settings={"skip_first": skip_first}
+        ),
     )
 
 
-def provenance_of(model: HookedModel, prompts: TokenizedPrompts, *, batch_size: int) -> Provenance:
+def provenance_of(
+    model: HookedModel,
+    prompts: TokenizedPrompts,
+    *,
+    batch_size: int,
+    settings: Mapping[str, str | int | float | bool | None] | None = None,
+) -> Provenance:
     """Provenance of a result that `model` gave on `prompts`."""
     return Provenance(
         model=model.name,
@@ -108,6 +115,7 @@ def provenance_of(model: HookedModel, prompts: TokenizedPrompts, *, batch_size: 
         n_prompts=len(prompts.input_ids),
         prompts_digest=prompts.digest,
         seed=None,
+        settings=dict(settings or {}),
         versions=package_versions(),
         command=command_line(),
     )
@@ -123,7 +131,7 @@ def _tokenize(
     )
     context = model.geometry.training_context
     if isinstance(prompts, TokenizedPrompts):
-        tokenized = _within(prompts, max_length, context)
+        tokenized = truncate_prompts(prompts, max_length=max_length, context=context)
     else:
         tokenized = tokenize_prompts(
             model.tokenizer, prompts, max_length=max_length, context=context
@@ -135,23 +143,6 @@ def _tokenize(
                 f"{model.n_vocabulary}, got {max(ids)}; tokenize with the model's own tokenizer"
             )
     return tokenized
-
-
-def _within(
-    prompts: TokenizedPrompts, max_length: int | None, context: int | None
-) -> TokenizedPrompts:
-    """Prompts with their ids cut to `max_length`; one that is longer than `context` is refused."""
-    if max_length is not None:
-        require_positive("max_length", max_length)
-    rows = tuple(ids[:max_length] for ids in prompts.input_ids)
-    for number, ids in enumerate(rows):
-        if context is not None and len(ids) > context:
-            raise ValueError(
-                f"prompts[{number}] must fit the model's context of {context} tokens, got "
-                f"{len(ids)} tokens; pass max_length={context} to keep only its beginning"
-            )
-    cut = sum(len(row) < len(ids) for row, ids in zip(rows, prompts.input_ids, strict=True))
-    return replace(prompts, input_ids=rows, n_truncated=max(cut, prompts.n_truncated))
 
 
 @torch.no_grad()

@@ -22,10 +22,12 @@ from mi_massive._checks import require_finite, require_in_range, require_positiv
 from mi_massive._head_statistics import (
     HEAD_STATISTICS,
     OVERFLOW_REMEDY,
+    TOP_STATISTICS,
     exceeds,
     head_statistics,
     max_over_mean,
     require_finite_squares,
+    top_statistics,
 )
 from mi_massive._pairs import require_valid
 from mi_massive.axes import PROJECTIONS, Projection
@@ -65,6 +67,10 @@ class ProjectionConcentration:
     """Gini coefficient of the energy (squared norm): 0 equal, towards 1 concentrated."""
     top_share: Float[Tensor, "layer head"] = field(repr=False)
     """Share of the head's energy in its largest dimension."""
+    top_first_share: Float[Tensor, "layer head"] = field(repr=False)
+    """Share of that dimension's energy that the first tokens hold; NaN where they were skipped."""
+    top_mean_over_rms: Float[Tensor, "layer head"] = field(repr=False)
+    """|mean over tokens| / rms of that dimension: 1 is a constant offset, 0 averages out."""
     prompt_max_over_mean: Float[Tensor, "prompt"] = field(repr=False)
     """max/mean of the norms within one prompt, mean over layers and heads."""
     head_overlap: Estimate
@@ -123,11 +129,12 @@ class ConcentrationResult:
 
         def columns(part: ProjectionConcentration) -> dict[str, Any]:
             n_layers, n_heads = part.max_over_mean.shape
+            names = (*HEAD_STATISTICS, *TOP_STATISTICS)
             return {
                 "layer": np.repeat(self.layers, n_heads),
                 "head": np.tile(np.arange(n_heads), n_layers),
                 "massive": part.massive.sum(dim=-1).flatten(),
-                **{name: getattr(part, name).flatten() for name in HEAD_STATISTICS},
+                **{name: getattr(part, name).flatten() for name in names},
             }
 
         return self._frame(columns)
@@ -285,6 +292,7 @@ def _projection(
         norms=pooled,
         massive=exceeds(pooled, config.ratio),
         **head_statistics(pooled),
+        **top_statistics(pooled, sums.first_share(), norms.mean_over_rms(projection)),
         prompt_max_over_mean=max_over_mean(sums.norms()).flatten(1).nanmean(dim=1),
         head_overlap=agreed.heads,
         layer_agreement=agreed.consecutive,

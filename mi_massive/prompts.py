@@ -9,7 +9,7 @@ this package.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, cast, runtime_checkable
@@ -160,29 +160,47 @@ def tokenize_prompts(
     if isinstance(prompts, str):
         raise ValueError("prompts must be a list of texts, got one string; put it into a list")
     require_not_empty("prompts", prompts, remedy="give at least one text")
-    if max_length is not None:
-        require_positive("max_length", max_length)
     if chat and (tokenizer is None or tokenizer.chat_template is None):
         raise ValueError(
             "chat must be False for a tokenizer without a chat template, got True; "
             "use an instruction-tuned model or pass chat=False"
         )
-    texts: list[str] = []
-    rows: list[tuple[int, ...]] = []
-    n_truncated = 0
-    for i, prompt in enumerate(prompts):
-        text, ids = _tokenize(tokenizer, prompt, chat=chat, where=f"prompts[{i}]")
-        if max_length is not None and len(ids) > max_length:
-            ids = ids[:max_length]
-            n_truncated += 1
+    made = [
+        _tokenize(tokenizer, prompt, chat=chat, where=f"prompts[{i}]")
+        for i, prompt in enumerate(prompts)
+    ]
+    whole = TokenizedPrompts(
+        input_ids=tuple(ids for _, ids in made),
+        texts=tuple(text for text, _ in made),
+        n_truncated=0,
+    )
+    return truncate_prompts(whole, max_length=max_length, context=context)
+
+
+def truncate_prompts(
+    prompts: TokenizedPrompts, *, max_length: int | None = None, context: int | None = None
+) -> TokenizedPrompts:
+    """Keep the first `max_length` tokens of each prompt.
+
+    Args:
+        prompts: Prompts, whose texts stay whole.
+        max_length: Tokens to keep; None keeps all.
+        context: Training context of the model in tokens; None does not check.
+
+    Raises:
+        ValueError: If a prompt is still longer than `context`.
+    """
+    if max_length is not None:
+        require_positive("max_length", max_length)
+    rows = tuple(ids[:max_length] for ids in prompts.input_ids)
+    for i, ids in enumerate(rows):
         if context is not None and len(ids) > context:
             raise ValueError(
                 f"prompts[{i}] must fit the model's context of {context} tokens, got {len(ids)} "
                 f"tokens; pass max_length={context} to keep only its beginning"
             )
-        texts.append(text)
-        rows.append(ids)
-    return TokenizedPrompts(input_ids=tuple(rows), texts=tuple(texts), n_truncated=n_truncated)
+    cut = sum(len(row) < len(ids) for row, ids in zip(rows, prompts.input_ids, strict=True))
+    return replace(prompts, input_ids=rows, n_truncated=max(cut, prompts.n_truncated))
 
 
 def _tokenize(

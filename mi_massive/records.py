@@ -44,6 +44,8 @@ class Provenance:
     prompts_digest: str
     """SHA-256 over the exact token ids of all prompts, in order."""
     seed: int | None
+    settings: dict[str, str | int | float | bool | None]
+    """Arguments of the run that change its numbers and are not seen in the digest."""
     versions: dict[str, str]
     command: str
 

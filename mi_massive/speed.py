@@ -7,7 +7,6 @@ Does not show the speed of another machine: quote ratios.
 """
 
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -30,7 +29,8 @@ from mi_massive.records import Provenance
 from mi_massive.stats import Estimate, estimate
 
 PLAIN: Final = "plain forward"
-WAYS: Final = (PLAIN, "plain body", "capture", "capture by hooks", "run_with_cache")
+BODY: Final = "plain body"
+WAYS: Final = (PLAIN, BODY, "capture", "capture by hooks", "run_with_cache")
 """What is timed: transformers' forward pass with logits and its body without, our capture, the same
 capture through the bridge's hook points, and TransformerLens' cache of all activations, reduced."""
 
@@ -49,6 +49,8 @@ class SpeedResult:
     """Wall time of each way in each round."""
     ratios: tuple[Estimate, ...]
     """Median over rounds of each way's time divided by that of the plain forward pass."""
+    ratios_to_body: tuple[Estimate, ...]
+    """The same, divided by the time of the body alone: a capture computes no logits either."""
     n_tokens: int
     """Tokens of the timed prompt, batch 1."""
     peak_mb: dict[str, float]
@@ -74,22 +76,22 @@ def measure_speed(
     ids = token_ids(n_tokens)
     ways = _ways(model, ids)
     seconds = torch.tensor(_in_turn(ways, n_rounds))
-    ratios = tuple(
-        estimate(
-            (seconds[:, i] / seconds[:, 0]).double().numpy(), n_of="rounds", statistic="median"
-        )
-        for i in range(len(WAYS))
-    )
     return SpeedResult(
         ways=WAYS,
         seconds=seconds,
-        ratios=ratios,
+        ratios=_ratios(seconds, PLAIN),
+        ratios_to_body=_ratios(seconds, BODY),
         n_tokens=n_tokens,
         peak_mb={way: _peak_mb(name, way, n_tokens_peak) for way in WAYS[:3] if n_tokens_peak},
         n_tokens_peak=n_tokens_peak,
         n_threads=torch.get_num_threads(),
         provenance=provenance_of(model, tokenize_prompts(None, ids), batch_size=1),
     )
+
+
+def _ratios(seconds: Float[Tensor, "round way"], to: str) -> tuple[Estimate, ...]:
+    ratios = (seconds / seconds[:, WAYS.index(to), None]).double().numpy()
+    return tuple(estimate(ratio, n_of="rounds", statistic="median") for ratio in ratios.T)
 
 
 def token_ids(n_tokens: int) -> list[list[int]]:
@@ -166,5 +168,7 @@ def _own_peak_mb() -> float:
         peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
         if peak is not None:
             return int(peak[1]) / 1024
+    import resource  # not there on Windows
+
     unit = 1024**2 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

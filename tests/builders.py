@@ -26,6 +26,7 @@ def build_provenance(**changes: object) -> Provenance:
         "n_prompts": 1,
         "prompts_digest": "0" * 64,
         "seed": None,
+        "settings": {},
         "versions": {},
         "command": "pytest",
     }

@@ -44,6 +44,7 @@ def provenance(model: str = "smollm2-135m-instruct") -> Provenance:
         n_prompts=32,
         prompts_digest="4f1c" * 16,
         seed=0,
+        settings={"skip_first": False},
         versions={"python": "3.11.2", "mi-massive": "0.1.0", "torch": "2.13.0"},
         command="mi-massive report smollm2-135m-instruct --out report",
     )
@@ -87,6 +88,8 @@ def projection_concentration(values: Tensor, *, ratio: float = 5.0) -> Projectio
         kurtosis=((values - mean[..., None]) ** 4).mean(-1) / values.var(-1) ** 2 - 3,
         gini=energy.std(-1),
         top_share=energy.amax(-1),
+        top_first_share=torch.zeros_like(mean),
+        top_mean_over_rms=torch.ones_like(mean),
         prompt_max_over_mean=(largest / mean).mean().expand(32).clone(),
         head_overlap=estimate(0.41, 0.05, null=0.03),
         layer_agreement=estimate(0.37, 0.06, null=0.03),

@@ -525,3 +525,12 @@ def test_a_negative_max_length_is_refused_for_token_ids_too(load: Model) -> None
     prompts = TokenizedPrompts(input_ids=((1, 2, 3),), texts=("",), n_truncated=0)
     with pytest.raises(ValueError, match="max_length must be finite and positive, got -1"):
         capture_norms(load("llama"), prompts, max_length=-1)
+
+
+def test_sums_hold_no_view_of_the_states_that_they_came_from() -> None:
+    states = torch.randn(2, 3, 700, 16, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(2, 700)
+    weights = TokenWeights(counted=ones, after_first=ones, skip_first=False, all_counted=True)
+    sums = sum_states(states, weights)
+    for tensor in (sums.squares, sums.total, sums.first):
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * 4

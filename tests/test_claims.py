@@ -334,6 +334,9 @@ def test_results_of_another_capture_are_refused(
     other = dataclasses.replace(halves.provenance, prompts_digest="f" * 64)
     with pytest.raises(ValueError, match=r"symmetry must come from .* prompts ffffffff for"):
         scoreboard(found, symmetry=dataclasses.replace(halves, provenance=other))
+    other = dataclasses.replace(halves.provenance, settings={"skip_first": True})
+    with pytest.raises(ValueError, match=r"symmetry must come from .*, skip_first=True for"):
+        scoreboard(found, symmetry=dataclasses.replace(halves, provenance=other))
 
 
 def test_a_control_that_rotates_is_refused(

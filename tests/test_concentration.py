@@ -13,7 +13,7 @@ from reference import golden_norms, needs_golden
 from torch import Tensor
 
 from mi_massive._agreement import _Measure, agreement, dim_positions
-from mi_massive._head_statistics import head_statistics
+from mi_massive._head_statistics import head_statistics, top_statistics
 from mi_massive.concentration import (
     ConcentrationConfig,
     ConcentrationResult,
@@ -456,3 +456,17 @@ def test_llama_2_layer_9_heads_agree_in_q_and_k_and_not_in_v(golden: AttentionNo
     assert float(got.k.layer_overlap[0]) == pytest.approx(0.90, abs=0.01)
     assert abs(float(got.v.layer_overlap[0])) < 0.1
     assert got.q.layer_p_values[0] < 0.01 < got.v.layer_p_values[0]
+
+
+def test_the_largest_dimension_is_described_over_tokens() -> None:
+    # Dimension 2 is 3 on both tokens of one prompt, and -3 on the first of another.
+    rows = [[[1.0, 0.0, 3.0], [0.0, 1.0, 3.0]], [[1.0, 0.0, -3.0], [1.0, 1.0, 3.0]]]
+    tokens = torch.tensor(rows)[:, :, None, None]  # prompt pos layer head d_head
+    norms = build_norms(tokens, tokens, tokens)
+    share, offset = norms.q_sums.first_share(), norms.mean_over_rms("q")
+    found = top_statistics(norms.q, share, offset)
+    assert float(found["top_first_share"]) == pytest.approx(0.5)
+    assert float(found["top_mean_over_rms"]) == pytest.approx(0.5)  # (3 + 3 - 3 + 3) / 4 / 3
+    result = concentration(norms)
+    assert torch.equal(result.q.top_first_share, found["top_first_share"])
+    assert torch.equal(result.q.top_mean_over_rms, found["top_mean_over_rms"])

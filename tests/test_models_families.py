@@ -93,7 +93,7 @@ class TestAttentionInputs:
             assert inputs.key.shape == inputs.value.shape == (2, n_kv, 12, 16)
 
     def test_reading_them_leaves_the_logits_as_they_are(self, served: Served) -> None:
-        with torch.no_grad(), visiting(lambda inputs: None):
+        with torch.no_grad(), visiting(served.model.plain, lambda inputs: None):
             seen = served.model.plain(served.ids)[0]
         with torch.no_grad():
             unseen = served.model.plain(served.ids)[0]
@@ -215,14 +215,14 @@ class TestEdits:
             return AttentionInputs(inputs.block, inputs.query, key, inputs.value)
 
         def prefilled(visitor: Callable[[AttentionInputs], AttentionInputs | None]) -> Any:
-            with visiting(visitor):
+            with visiting(plain, visitor):
                 return plain(served.ids[:, :n_prefix], use_cache=True)
 
         def decoded(cache: Any) -> Tensor:
             return plain(served.ids[:, n_prefix:], past_key_values=cache)[0][:, -1]
 
         with torch.no_grad():
-            with visiting(in_place):
+            with visiting(plain, in_place):
                 in_one_pass = plain(served.ids, use_cache=False)[0][:, -1]
             kept, passing = prefilled(in_place), prefilled(with_new_keys)
             assert_near(kept[0], passing[0])  # within the pass both do the same

@@ -32,6 +32,8 @@ def test_ratios_are_medians_over_rounds_to_the_plain_forward_pass(result: SpeedR
     assert (plain.effect, plain.low, plain.high) == (1.0, 1.0, 1.0)
     assert all(ratio.low <= ratio.effect <= ratio.high for ratio in result.ratios)
     assert {ratio.n for ratio in result.ratios} == {3}
+    to_body = (result.seconds / result.seconds[:, 1:2]).numpy()
+    assert [r.effect for r in result.ratios_to_body] == pytest.approx(np.median(to_body, axis=0))
 
 
 def test_the_record_says_what_was_timed(result: SpeedResult, folder: Path, tmp_path: Path) -> None:

@@ -43,8 +43,6 @@ class Projections:
     """Of a single module: `projection` (all q, all k, all v) or `head` (q, k, v of head 0, ...)."""
     norms: tuple[str, str] | None = None
     """Modules that norm queries and keys by head; what they return is taken."""
-    query_scale: float = 1.0
-    """Factor on the queries before the attention (OPT scales them instead of the scores)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +208,6 @@ def expected_inputs(
                 assert family.layout is not None
                 states = turn(states, inv_freq, family.layout, family.factor)
             seen[role] = states.float()
-        seen["q"] = seen["q"] * where.query_scale
         inputs[block] = seen
     return inputs
 
@@ -475,9 +472,7 @@ def _plain_families() -> list[Family]:
                 word_embed_proj_dim=64,
             ),
             model_class="OPTForCausalLM",
-            projections=Projections(
-                path="model.decoder.layers.{block}.self_attn", query_scale=0.25
-            ),
+            projections=Projections(path="model.decoder.layers.{block}.self_attn"),
             n_key_value_heads=4,
         ),
         Family(

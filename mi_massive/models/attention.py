@@ -11,14 +11,14 @@ By then keys and values are already in the key-value cache, and what the visitor
 cache's own storage: edited in place they persist for later tokens, returned as a new tensor they
 hold for this forward pass alone.
 
-OPT scales its queries by 1 / sqrt(d_head) before it hands them over: they are shown as scaled here,
-and unscaled at hook_q.
+OPT scales its queries before it hands them over, where others scale the scores: they are shown
+without that factor, as at hook_q, and get it back on their way into the kernel.
 """
 
 import copy
 import re
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -47,32 +47,72 @@ class AttentionInputs:
 
 Visitor = Callable[[AttentionInputs], AttentionInputs | None]
 """Sees each layer's attention inputs in model order; returns replacements, or None to leave
-them."""
+them. Queries are replaced by returning them, never by writing into them."""
 
-_visitor: ContextVar[Callable[[nn.Module, AttentionInputs], AttentionInputs | None] | None] = (
-    ContextVar("visitor", default=None)
+PatternVisitor = Callable[[int, Float[Tensor, "batch head pos key_pos"]], None]
+"""Sees each layer's block index and attention weights, in model order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Guest:
+    """A visitor, and the tapped model that it came for."""
+
+    visit: Callable[[nn.Module, AttentionInputs], AttentionInputs | None]
+    model: PreTrainedModel
+
+
+_guests: ContextVar[tuple[_Guest, ...]] = ContextVar("guests", default=())
+_watchers: ContextVar[tuple[tuple[PatternVisitor, PreTrainedModel], ...]] = ContextVar(
+    "watchers", default=()
 )
 
 
 @contextmanager
-def visiting(visitor: Visitor) -> Generator[None, None, None]:
-    """Show `visitor` the attention inputs of every tapped model that runs inside the context."""
-    token = _visitor.set(lambda module, inputs: visitor(inputs))
+def visiting(model: PreTrainedModel, visitor: Visitor) -> Generator[None, None, None]:
+    """Show `visitor` the attention inputs of a tapped model whenever it runs inside the context.
+
+    Contexts within contexts add up: an inner visitor sees what the outer one left. A run that a
+    visitor itself starts is shown to no one outside it.
+    """
+    with _appended(_guests, _Guest(lambda module, inputs: visitor(inputs), model)):
+        yield
+
+
+@contextmanager
+def watching_patterns(
+    model: PreTrainedModel, visitor: PatternVisitor
+) -> Generator[None, None, None]:
+    """Show `visitor` the attention weights of a tapped model whenever it runs inside the context.
+
+    The model runs the eager kernel meanwhile, the one that has them; logits agree up to rounding.
+    """
+    kernel = attention_kernel(model)
+    by_interface = cast(Any, model.config)._attn_implementation.startswith(_PREFIX)
+    if by_interface:
+        model.set_attn_implementation(_register("eager"))
+    try:
+        with _appended(_watchers, (visitor, model)):
+            yield
+    finally:
+        if by_interface:
+            model.set_attn_implementation(_register(kernel))
+
+
+def attention_modules(model: PreTrainedModel, run: Callable[[], object]) -> list[nn.Module]:
+    """Modules of a tapped model that call the attention while `run` runs, in order."""
+    modules: list[nn.Module] = []
+    with _appended(_guests, _Guest(lambda module, inputs: modules.append(module), model)):
+        run()
+    return modules
+
+
+@contextmanager
+def _appended(stack: ContextVar[Any], entry: Any) -> Generator[None, None, None]:
+    token = stack.set((*stack.get(), entry))
     try:
         yield
     finally:
-        _visitor.reset(token)
-
-
-def attention_modules(run: Callable[[], object]) -> list[nn.Module]:
-    """Modules of tapped models that call the attention while `run` runs, in order."""
-    modules: list[nn.Module] = []
-    token = _visitor.set(lambda module, inputs: modules.append(module))
-    try:
-        run()
-    finally:
-        _visitor.reset(token)
-    return modules
+        stack.reset(token)
 
 
 def tapped_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -86,7 +126,7 @@ def tapped_copy(model: PreTrainedModel) -> PreTrainedModel:
     twin = copy.deepcopy(model, memo)
     modules: dict[str, nn.Module] = dict(cast(Any, twin).named_modules())
     for name, module in modules.items():
-        module.__dict__["_mi_massive_block"] = _block_index(name)
+        module.__dict__["_mi_massive_tap"] = (_block_index(name), twin)
         if callable(getattr(module, "_attn", None)):
             _wrap_attn_method(cast(Any, module))
     kernel = attention_kernel(model)
@@ -113,8 +153,8 @@ def _register(kernel: str) -> str:
         def attend(
             module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kw: Any
         ) -> Any:
-            q, k, v = _visit(module, q, k, v)
-            return _implementation(module, kernel)(module, q, k, v, *args, **kw)
+            q, k, v = _visit(module, q, k, v, scale=_query_scale(module, kw))
+            return _watched(module, _implementation(module, kernel)(module, q, k, v, *args, **kw))
 
         AttentionInterface.register(name, attend)
         masks = cast(Any, ALL_MASK_ATTENTION_FUNCTIONS)
@@ -132,15 +172,42 @@ def _wrap_attn_method(module: Any) -> None:
     inner = module._attn
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
-        return inner(*_visit(module, query, key, value), *args, **kw)
+        return _watched(module, inner(*_visit(module, query, key, value), *args, **kw))
 
     module._attn = attend
 
 
-def _visit(module: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    visitor = _visitor.get()
-    if visitor is None:
-        return q, k, v
-    block = module.__dict__["_mi_massive_block"]
-    replaced = visitor(module, AttentionInputs(block, q, k, v))
-    return (q, k, v) if replaced is None else (replaced.query, replaced.key, replaced.value)
+def _query_scale(module: nn.Module, kernel_arguments: Mapping[str, Any]) -> float:
+    """Factor that the queries already carry: that of the scores, where the kernel is told 1."""
+    if kernel_arguments.get("scaling") != 1.0:
+        return 1.0
+    return float(getattr(module, "scaling", 1.0))
+
+
+def _visit(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    block, model = module.__dict__["_mi_massive_tap"]
+    for guest in _guests.get():
+        if guest.model is not model:
+            continue
+        query = q if scale == 1.0 else q / scale
+        alone = _guests.set(())  # what a visitor runs itself is its own affair
+        try:
+            replaced = guest.visit(module, AttentionInputs(block, query, k, v))
+        finally:
+            _guests.reset(alone)
+        if replaced is None:
+            continue
+        if replaced.query is not query:
+            q = replaced.query if scale == 1.0 else replaced.query * scale
+        k, v = replaced.key, replaced.value
+    return q, k, v
+
+
+def _watched(module: nn.Module, result: tuple[Tensor, Tensor | None]) -> Any:
+    block, model = module.__dict__["_mi_massive_tap"]
+    for watch, watched in _watchers.get():
+        if watched is model:
+            watch(block, cast(Tensor, result[1]))
+    return result

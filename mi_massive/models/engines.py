@@ -79,7 +79,7 @@ class PlainEngine:
         visit: Visitor,
     ) -> None:
         """Run the prompt once and show each layer's attention inputs."""
-        with visiting(visit):
+        with visiting(self.model, visit):
             self._run(input_ids, attention_mask=attention_mask)
 
     @torch.no_grad()
@@ -90,10 +90,10 @@ class PlainEngine:
         places = positions[None].to(self.model.device)
         removers = [
             module.register_forward_pre_hook(_hold_first, with_kwargs=True)
-            for module in attention_modules(lambda: self._run(ids, position_ids=places))
+            for module in attention_modules(self.model, lambda: self._run(ids, position_ids=places))
         ]
         try:
-            with visiting(lambda seen: states.append(_constant_states(seen))):
+            with visiting(self.model, lambda seen: states.append(_constant_states(seen))):
                 self._run(ids, position_ids=places)
         finally:
             for remover in removers:

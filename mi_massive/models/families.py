@@ -12,6 +12,8 @@ class Family:
     """`model_type` of its configuration."""
     rotation: Literal["half_split", "interleaved", "none"]
     note: str
+    hooks: Literal["own", "revived"] = "own"
+    """`revived`: the rotary hook points of TransformerLens never fire there, ours do."""
 
 
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -25,13 +27,22 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family(model_type="gemma3_text", rotation="half_split", note="QK-norm; two thetas"),
     Family(model_type="phi", rotation="half_split", note="partial rotation"),
     Family(
-        model_type="phi3", rotation="half_split", note="fused projections; rotary hooks revived"
+        model_type="phi3",
+        rotation="half_split",
+        note="fused projections",
+        hooks="revived",
     ),
     Family(
-        model_type="gpt_neox", rotation="half_split", note="partial rotation; rotary hooks revived"
+        model_type="gpt_neox",
+        rotation="half_split",
+        note="partial rotation",
+        hooks="revived",
     ),
     Family(
-        model_type="gptj", rotation="interleaved", note="partial rotation; rotary hooks revived"
+        model_type="gptj",
+        rotation="interleaved",
+        note="partial rotation",
+        hooks="revived",
     ),
     Family(model_type="glm", rotation="interleaved", note="partial rotation"),
     Family(model_type="cohere", rotation="interleaved", note="parallel blocks"),

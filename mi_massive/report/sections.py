@@ -186,8 +186,8 @@ def _symmetry(result: SymmetryResult, results: ReportResults) -> Section:
         question=(
             f"In this model {layout}. If massive values belong to rotary pairs, a dimension should "
             "be large where its partner is, and a head should show two clusters that mirror each "
-            "other. The table compares this with permuted partners, and with a stricter null that "
-            "keeps the smooth profile of each half."
+            "other. The table compares this with partners permuted in all layers alike, and with a "
+            "null that shifts one half against the other and so keeps its smooth profile."
         ),
         pictures=pictures,
         tables=tuple(tables.symmetry_tables(result)),

@@ -43,6 +43,7 @@ def concentration_tables(result: ConcentrationResult) -> list[Table]:
                 f"{int(part.massive.sum()):,}",
                 f"{int(part.massive.any(dim=-1).sum()):,} of {n_layers * n_heads:,}",
                 text.number(float(part.max_over_mean.nan_to_num(0.0).max())),
+                text.number(float(part.top_mean_over_rms.nanmedian())),
                 f"{int(part.max_over_mean.isnan().sum()):,}",
             )
         )
@@ -52,6 +53,7 @@ def concentration_tables(result: ConcentrationResult) -> list[Table]:
         f"massive dimensions (> {ratio:g} × head mean)",
         "heads with any",
         "largest max/mean of a head",
+        "|mean| / rms over tokens of a head's largest dimension, median",
         "undefined heads",
     )
     named = tuple((name, result.of(name)) for name in PROJECTIONS)
@@ -154,6 +156,7 @@ def provenance_table(caption: str, source: Provenance) -> Table:
         ("prompts", str(source.n_prompts)),
         ("SHA-256 of the token ids", source.prompts_digest),
         ("seed of the capture", "none" if source.seed is None else str(source.seed)),
+        *((name, str(value)) for name, value in sorted(source.settings.items())),
         *((f"version of {name}", version) for name, version in sorted(source.versions.items())),
         ("command", source.command),
     ]
