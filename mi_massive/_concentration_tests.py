@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +22,15 @@ def massive_per_head(
 ) -> Float[np.ndarray, "prompt layer"]:
     """Massive dimensions within each prompt, mean over the heads of a layer."""
     return exceeds(norms, ratio).sum(dim=-1).double().mean(dim=-1).numpy()
+
+
+def curve(counts: Float[np.ndarray, "prompt layer"], config: PairConfig) -> dict[str, Tensor]:
+    """Mean over prompts in each layer, and the ends of its bootstrap interval."""
+    interval = stats.bootstrap_interval(
+        counts, np.mean, level=config.level, n_resamples=config.n_resamples, seed=config.seed
+    )
+    ends = {"curve": counts.mean(axis=0), "curve_low": interval.low, "curve_high": interval.high}
+    return {name: torch.from_numpy(values).float() for name, values in ends.items()}
 
 
 def contrast(

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mi_massive import _concentration_tests as prompt_tests
-from mi_massive import stats
 from mi_massive._agreement import agreement, dim_positions
 from mi_massive._checks import require_finite, require_in_range, require_positive
 from mi_massive._head_statistics import (
@@ -68,17 +67,14 @@ class ProjectionConcentration:
     top_share: Float[Tensor, "layer head"] = field(repr=False)
     """Share of the head's energy in its largest dimension."""
     top_first_share: Float[Tensor, "layer head"] = field(repr=False)
-    """Share of that dimension's energy that the first tokens hold; NaN where they were skipped."""
+    """Share of its energy that the first tokens hold; NaN where they were skipped."""
     top_mean_over_rms: Float[Tensor, "layer head"] = field(repr=False)
     """|mean over tokens| / rms of that dimension: 1 is a constant offset, 0 averages out."""
     prompt_max_over_mean: Float[Tensor, "prompt"] = field(repr=False)
     """max/mean of the norms within one prompt, mean over layers and heads."""
     head_overlap: Estimate
-    """C2: how close the largest dimensions of a layer's heads lie, mean over layers.
-
-    1: in the same rotary pair; 0: as far apart as by chance (dimensions of each head permuted). See
-    `mi_massive._agreement`.
-    """
+    """C2: how close the largest dimensions of a layer's heads lie, mean over layers. 1: in the same
+    rotary pair; 0: as far apart as by chance. See `mi_massive._agreement`."""
     layer_agreement: Estimate
     """The same between the heads of consecutive layers."""
     layer_overlap: Float[Tensor, "layer"] = field(repr=False)
@@ -284,9 +280,6 @@ def _projection(
 ) -> ProjectionConcentration:
     sums = norms.sums(projection)
     pooled = sums.pooled_norms()
-    interval = stats.bootstrap_interval(
-        counts, np.mean, level=config.level, n_resamples=config.n_resamples, seed=config.seed
-    )
     agreed = agreement(sums.squares, dim_positions(norms.geometry), config)
     return ProjectionConcentration(
         norms=pooled,
@@ -298,9 +291,7 @@ def _projection(
         layer_agreement=agreed.consecutive,
         layer_overlap=_tensor(agreed.by_layer),
         layer_p_values=_tensor(agreed.p_values),
-        curve=_tensor(counts.mean(axis=0)),
-        curve_low=_tensor(interval.low),
-        curve_high=_tensor(interval.high),
+        **prompt_tests.curve(counts, config),
     )
 
 
