@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mi_massive._checks import require_in_range, require_not_empty
 from mi_massive._reductions import TokenWeights, sum_rotary_states, sum_states
-from mi_massive.models.attention import AttentionInputs
+from mi_massive.models.attention import AttentionInputs, has_visitors
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms, SiteSums
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts, truncate_prompts
@@ -182,8 +182,9 @@ def _capture_batch(
         layers.append(sums)
 
     # A causal model with padding on the right needs no mask: no real token attends to what follows
-    # it.
-    mask = None if model.is_causal or bool(real.all()) else real.long()
+    # it. An edit of the attention inputs does: it takes dimensions and means from real tokens.
+    needless = model.is_causal and not has_visitors()
+    mask = None if needless or bool(real.all()) else real.long()
     model.attention_inputs(input_ids, visit, attention_mask=mask)
     return _stack_layers(layers, model.geometry)
 

@@ -133,6 +133,30 @@ def rotate(
     return turned
 
 
+def before_rotation(
+    states: Float[Tensor, "*batch pos d_head"],
+    positions: Int[Tensor, "*#batch pos"],
+    rotary: RotaryGeometry,
+) -> Float[Tensor, "*batch pos d_head"]:
+    """States with the rotation undone, and the factor that the model applies with it."""
+    return rotate(states, positions, rotary, undo=True) / _factors(states, rotary)
+
+
+def after_rotation(
+    states: Float[Tensor, "*batch pos d_head"],
+    positions: Int[Tensor, "*#batch pos"],
+    rotary: RotaryGeometry,
+) -> Float[Tensor, "*batch pos d_head"]:
+    """Inverse of `before_rotation`."""
+    return rotate(states, positions, rotary) * _factors(states, rotary)
+
+
+def _factors(states: Tensor, rotary: RotaryGeometry) -> Tensor:
+    factors = torch.ones(rotary.d_head).to(states)
+    factors[: rotary.rotary_dim] = rotary.factor
+    return factors
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LayerGeometry:
     """Heads and rotation of one attention layer."""

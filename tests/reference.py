@@ -5,6 +5,7 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import build_geometry, build_norms
 from safetensors.torch import load_file
@@ -197,3 +198,96 @@ def holm(p_values: list[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - k)))
         corrected[index] = largest
     return corrected
+
+
+# --- interventions: one head, one number at a time -------------------------------------------
+
+
+def ranked(norms: list[float]) -> list[int]:
+    """Units from the largest norm down; equal norms: the lower index first."""
+    return sorted(range(len(norms)), key=lambda unit: (-norms[unit], unit))
+
+
+def largest(norms: list[float], k: int) -> set[int]:
+    return set(ranked(norms)[:k])
+
+
+def chosen_units(
+    norms: list[float], rule: str, k: int, *, draws: list[float], bands: list[int]
+) -> set[int]:
+    """Units that a rule takes in one head, each with a draw and a frequency band."""
+    order = ranked(norms)
+    if rule == "largest":
+        return set(order[:k])
+    if rule == "smallest":
+        return set(sorted(range(len(norms)), key=lambda unit: (norms[unit], unit))[:k])
+    if rule == "norm_matched":
+        return set(order[k : 2 * k])
+    left = sorted(order[k:])
+    if rule == "random":
+        return set(sorted(left, key=lambda unit: (-draws[unit], unit))[:k])
+    assert rule == "same_band"
+    found: set[int] = set()
+    for top in order[:k]:
+        free = [unit for unit in left if unit not in found]
+        nearest = min(abs(bands[unit] - bands[top]) for unit in free)
+        near = [unit for unit in free if abs(bands[unit] - bands[top]) == nearest]
+        found.add(max(near, key=lambda unit: (draws[unit], -unit)))
+    return found
+
+
+def frequency_bands(pairs: list[int | None], n_bands: int) -> list[int]:
+    """Equally many pairs a band; what does not rotate (None) is one more, slower than the last."""
+    n_pairs = len({pair for pair in pairs if pair is not None})
+    return [n_bands if pair is None else pair * n_bands // n_pairs for pair in pairs]
+
+
+def norms_of(rows: list[list[float]], tokens: list[bool]) -> list[float]:
+    """L2 norm over the tokens of each dimension; rows[pos][d]."""
+    kept = [row for row, real in zip(rows, tokens, strict=True) if real]
+    return [math.sqrt(sum(row[d] ** 2 for row in kept)) for d in range(len(rows[0]))]
+
+
+def replaced_rows(
+    rows: list[list[float]],
+    tokens: list[bool],
+    chosen: set[int],
+    kind: str,
+    *,
+    strength: float = 1.0,
+    seed: int = 0,
+    donor: list[list[float]] | None = None,
+    dataset_mean: list[float] | None = None,
+) -> list[list[float]]:
+    """One head of one prompt, rows[pos][d], with its chosen dimensions replaced at its tokens."""
+    real = [position for position, is_real in enumerate(tokens) if is_real]
+    order = np.random.default_rng([seed, len(real)]).permutation(len(real)).tolist()
+
+    def mean(positions: list[int], d: int) -> float:
+        return sum(rows[position][d] for position in positions) / max(len(positions), 1)
+
+    def replacement(place: int, d: int) -> float:
+        match kind:
+            case "zero":
+                return 0.0
+            case "mean":
+                return mean(real, d)
+            case "mean_after_first":
+                return mean(real[1:], d)
+            case "joint_mean":
+                return sum(mean(real, other) for other in chosen) / len(chosen)
+            case "shuffled":
+                return rows[real[order[place]]][d]
+            case "resampled":
+                assert donor is not None
+                return donor[0 if place == 0 else 1 + (place - 1) % (len(donor) - 1)][d]
+            case _:
+                assert dataset_mean is not None
+                return dataset_mean[d]
+
+    edited = [list(row) for row in rows]
+    for place, position in enumerate(real):
+        for d in chosen:
+            old = rows[position][d]
+            edited[position][d] = old + strength * (replacement(place, d) - old)
+    return edited

@@ -17,7 +17,7 @@ import pytest
 
 LAYERS: dict[int, tuple[str, ...]] = {
     # Words, checks, numbers, records: know no model and no rotary embedding.
-    0: ("axes", "_checks", "stats", "records"),
+    0: ("axes", "_checks", "stats", "proportions", "records", "published"),
     # Pure: tensors or texts in, tensors or results out.
     1: (
         *("rope", "norms", "concentration", "bands", "symmetry"),
@@ -27,20 +27,26 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("prompts", "_prompt_sources"),
         # Sums of a capture; what a token-level view holds.
         *("_reductions", "patterns"),
+        # What an intervention chooses and writes; what a text repeats.
+        *("_selections", "_replacements", "text_measures"),
     ),
     # Touch a model: the only importers of transformer_lens and transformers.
-    2: ("models", "capture", "pattern_capture", "interventions"),
+    2: (
+        *("models", "capture", "pattern_capture", "generation"),
+        *("interventions", "_choices", "_disruptor", "presets", "attention_effects"),
+    ),
     # A task knows no model; evaluation joins the two.
-    3: ("tasks", "evaluation"),
+    3: ("tasks", "scores", "evaluation"),
     # Analyses that run models through the layers below.
     4: (
-        *("doctor", "disruption", "conflict", "patching"),
-        *("twins", "quantization", "claims", "_verdicts", "sweep", "speed"),
+        *("doctor", "arms", "contrasts", "disruption", "fluency", "_cells"),
+        *("conflict", "patching", "twins", "quantization", "sweep", "speed"),
+        *("claims", "_verdicts", "_disruption_claims"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),
     # Argument parsing, and the package's public names.
-    6: ("study", "cli", "_options", "_terminal", "__main__", "__init__"),
+    6: ("study", "cli", "_disrupt_command", "_options", "_terminal", "__main__", "__init__"),
 }
 
 # Third-party packages that only these modules may import. An entry is a layer or a module.

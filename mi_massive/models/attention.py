@@ -78,6 +78,11 @@ def visiting(model: PreTrainedModel, visitor: Visitor) -> Generator[None, None, 
         yield
 
 
+def has_visitors() -> bool:
+    """True inside a context that sees or edits attention inputs."""
+    return bool(_guests.get())
+
+
 @contextmanager
 def watching_patterns(
     model: PreTrainedModel, visitor: PatternVisitor
@@ -138,6 +143,16 @@ def tapped_copy(model: PreTrainedModel) -> PreTrainedModel:
 def attention_kernel(model: PreTrainedModel) -> str:
     """Name of the attention implementation that a model runs, such as `sdpa`."""
     return str(cast(Any, model.config)._attn_implementation or "eager").removeprefix(_PREFIX)
+
+
+def sliding_blocks(model: PreTrainedModel) -> frozenset[int]:
+    """Blocks whose attention, and so whose cache, sees a window of the last tokens only."""
+    config: Any = cast(Any, model.config).get_text_config()
+    kinds: list[str] | None = getattr(config, "layer_types", None)
+    if kinds is None:  # one kind throughout, as for Mistral
+        sliding = getattr(config, "sliding_window", None) is not None
+        return frozenset(range(config.num_hidden_layers) if sliding else ())
+    return frozenset(block for block, kind in enumerate(kinds) if kind == "sliding_attention")
 
 
 def _block_index(name: str) -> int | None:
