@@ -1,0 +1,250 @@
+"""How far an intervention moves the attention, and how much general damage it does.
+
+Answers, on neutral text: the share of attention that the first token gets (the sink), the change of
+the attention in nats, and the cross-entropy of the text, with and without the intervention, prompt
+by prompt. Costs one pass a prompt and arm with the eager kernel, with the patterns of all layers of
+one prompt in memory.
+
+Does not show: whether the change is for the worse. The dimensions of a prompt are chosen on the
+whole of it, as in the paper, so its cross-entropy is not that of a causal reader.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mi_massive._checks import require_in_range, require_positive
+from mi_massive.capture import provenance_of
+from mi_massive.interventions import Intervention, disrupt
+from mi_massive.models.attention import watching_patterns
+from mi_massive.models.base import HookedModel
+from mi_massive.models.errors import UnsupportedModelError
+from mi_massive.norms import AttentionNorms
+from mi_massive.prompts import TokenizedPrompts
+from mi_massive.records import Provenance
+from mi_massive.stats import Estimate, estimate
+
+_TINY: Final = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EffectsResult:
+    """What each arm does to the attention and to the text's cross-entropy, prompt by prompt."""
+
+    arms: tuple[str, ...]
+    """`intact` first."""
+    sink_mass: Float[Tensor, "arm prompt layer"] = field(repr=False)
+    """Attention on the first token, mean over heads and all later queries; 0..1."""
+    attention_kl: Float[Tensor, "arm prompt layer"] = field(repr=False)
+    """KL of the attention from that of the intact model, in nats, mean over heads and queries.
+
+    0 for `intact`.
+    """
+    cross_entropy: Float[Tensor, "arm prompt"] = field(repr=False)
+    """Mean negative log-probability of each next token, in nats."""
+    layers: tuple[int, ...]
+    """Block index of each entry of the layer axis."""
+    strengths: dict[str, float]
+    """Strength of each arm's replacement."""
+    provenance: Provenance
+
+    def of(self, arm: str) -> dict[str, Estimate]:
+        """Sink mass, KL and cross-entropy of one arm with intervals over prompts.
+
+        `added_cross_entropy` is paired with the intact model and tested (sign flips).
+
+        Raises:
+            ValueError: If there is no such arm.
+        """
+        if arm not in self.arms:
+            raise ValueError(f"arm must be one of {', '.join(self.arms)}, got {arm!r}")
+        index = self.arms.index(arm)
+        loss = _array(self.cross_entropy)
+        return {
+            "sink_mass": _over_prompts(_array(self.sink_mass[index].mean(dim=-1))),
+            "attention_kl": _over_prompts(_array(self.attention_kl[index].mean(dim=-1))),
+            "cross_entropy": _over_prompts(loss[index]),
+            "added_cross_entropy": _over_prompts(loss[index] - loss[0], null=0.0),
+        }
+
+
+@torch.no_grad()
+def measure_effects(
+    model: HookedModel,
+    prompts: TokenizedPrompts,
+    arms: Mapping[str, Intervention],
+    *,
+    norms: AttentionNorms | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> EffectsResult:
+    """Measure the attention and the cross-entropy of neutral text under each arm.
+
+    Args:
+        model: From `load_model`; a decoder with a language-modelling head.
+        prompts: Neutral texts, from `tokenize_prompts`; patterns grow with the square of a length.
+        arms: Interventions by name; `intact` is added.
+        norms: A capture that fixes the selections; see `disrupt`.
+        on_progress: Called with the number of prompts finished since the last call.
+
+    Raises:
+        ValueError: If a prompt has fewer than three tokens, or an arm is called `intact`.
+        UnsupportedModelError: If the model has no language-modelling head or is an encoder.
+    """
+    if not (model.has_head and model.is_causal):
+        raise UnsupportedModelError(
+            f"{model.name} must be a decoder with a language-modelling head, got none"
+        )
+    if "intact" in arms:
+        raise ValueError("arms must not be called 'intact', which is the model itself; rename it")
+    for number, ids in enumerate(prompts.input_ids):
+        if len(ids) < 3:
+            raise ValueError(f"prompts[{number}] must have at least 3 tokens, got {len(ids)}")
+    named: dict[str, Intervention | None] = {"intact": None, **arms}
+    n_layers = len(model.geometry.layers)
+    shape = (len(named), len(prompts.input_ids))
+    sink, moved = torch.zeros(*shape, n_layers), torch.zeros(*shape, n_layers)
+    loss = torch.zeros(shape)
+    for column, ids in enumerate(prompts.input_ids):
+        input_ids = torch.tensor([ids], device=model.device)
+        intact: list[Tensor] = []
+        for row, arm in enumerate(named.values()):
+            seen = _Watched(intact if row else None)
+            loss[row, column] = _run(model, input_ids, arm, norms, seen)
+            sink[row, column], moved[row, column] = torch.tensor(seen.sink), torch.tensor(seen.kl)
+            intact = seen.patterns if row == 0 else intact
+        if on_progress is not None:
+            on_progress(1)
+    return EffectsResult(
+        arms=tuple(named),
+        sink_mass=sink,
+        attention_kl=moved,
+        cross_entropy=loss,
+        layers=model.geometry.blocks,
+        strengths={name: arm.value.strength for name, arm in arms.items()},
+        provenance=provenance_of(model, prompts, batch_size=1),
+    )
+
+
+def match_effect(
+    model: HookedModel,
+    prompts: TokenizedPrompts,
+    control: Intervention,
+    *,
+    attention_kl: float,
+    norms: AttentionNorms | None = None,
+    strengths: tuple[float, float] = (0.0, 64.0),
+    tolerance: float = 0.02,
+    max_steps: int = 20,
+) -> Intervention:
+    """Set a control's strength so that it moves the attention as far as a treatment does.
+
+    Bisection on the strength; the KL grows with it, first with its square.
+
+    Args:
+        model: From `load_model`.
+        prompts: Neutral texts on which the KL is measured, the same for both.
+        control: The edit whose strength is set.
+        attention_kl: KL of the treatment, in nats, from `measure_effects`.
+        norms: See `disrupt`.
+        strengths: Where to search.
+        tolerance: Relative difference of the KL at which the search ends.
+        max_steps: Bisections at most.
+
+    Returns:
+        The control at the strength found.
+
+    Raises:
+        ValueError: If the largest strength does not move the attention so far, or the search ends
+            outside the tolerance.
+    """
+    require_positive("attention_kl", attention_kl)
+    require_in_range("max_steps", max_steps, low=1, high=100, unit="steps")
+
+    def at(strength: float) -> Intervention:
+        return replace(control, value=replace(control.value, strength=strength))
+
+    def moves(strength: float) -> float:
+        result = measure_effects(model, prompts, {"control": at(strength)}, norms=norms)
+        return float(result.attention_kl[1].mean())
+
+    low, high = strengths
+    strength = min(max(1.0, low), high)
+    reached = moves(strength)
+    while reached < attention_kl and strength < high:
+        low, strength = strength, min(2 * strength, high)
+        reached = moves(strength)
+    if reached < attention_kl * (1 - tolerance):
+        raise ValueError(
+            f"the control must be able to move the attention by {attention_kl:.3g} nats, got "
+            f"{reached:.3g} at strength {strength:g}; edit more dimensions"
+        )
+    high = strength
+    for _ in range(max_steps):
+        if math.isclose(reached, attention_kl, rel_tol=tolerance):
+            break
+        strength = (low + high) / 2
+        reached = moves(strength)
+        low, high = (strength, high) if reached < attention_kl else (low, strength)
+    if not math.isclose(reached, attention_kl, rel_tol=tolerance):
+        raise ValueError(
+            f"max_steps must suffice to move the attention by {attention_kl:.3g} nats, got "
+            f"{reached:.3g} at strength {strength:g} after {max_steps}; allow more steps or a "
+            "larger tolerance"
+        )
+    return at(strength)
+
+
+class _Watched:
+    """Sums up the patterns of one run, layer by layer, against those of the intact model."""
+
+    def __init__(self, intact: list[Tensor] | None) -> None:
+        self._intact = intact
+        self.patterns: list[Tensor] = []
+        self.sink: list[float] = []
+        self.kl: list[float] = []
+
+    def __call__(self, block: int, pattern: Float[Tensor, "batch head pos key_pos"]) -> None:
+        """Note one layer's attention weights; the first query sees only itself and is left out."""
+        later = pattern[0, :, 1:].float()
+        self.sink.append(float(later[..., 0].mean()))
+        if self._intact is None:
+            self.patterns.append(later.clone())
+            self.kl.append(0.0)
+            return
+        before = self._intact[len(self.kl)]
+        logs = before.clamp_min(_TINY).log() - later.clamp_min(_TINY).log()
+        self.kl.append(float((before * logs).sum(dim=-1).mean()))
+
+
+def _run(
+    model: HookedModel,
+    input_ids: Tensor,
+    arm: Intervention | None,
+    norms: AttentionNorms | None,
+    seen: _Watched,
+) -> float:
+    """Cross-entropy of a prompt under one arm; `seen` gets its patterns."""
+    edited = nullcontext() if arm is None else disrupt(model, arm, norms=norms)
+    with edited, watching_patterns(model.plain, seen):
+        logits = cast(Any, model.plain)(input_ids=input_ids, use_cache=False).logits[0]
+    if len(seen.sink) != len(model.geometry.layers):
+        raise RuntimeError(
+            f"every attention layer must show its pattern, got {len(seen.sink)} of "
+            f"{len(model.geometry.layers)}"
+        )
+    return float(torch.nn.functional.cross_entropy(logits[:-1].float(), input_ids[0, 1:]))
+
+
+def _array(values: Tensor) -> Float[np.ndarray, "..."]:
+    return values.double().numpy()
+
+
+def _over_prompts(values: Float[np.ndarray, "prompt"], *, null: float = math.nan) -> Estimate:
+    return estimate(values, n_of="prompts", null=null, alternative="two-sided")

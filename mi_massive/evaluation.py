@@ -1,0 +1,180 @@
+"""Run a model on a task, intact or disrupted, and keep every answer with its grade.
+
+Two read-outs: a greedy answer that the task grades, and the log-probability of each option, which
+works on models too small to answer. Both run on the plain model, batched by length, so that an
+intervention costs next to nothing. Scores of two conditions are compared on the same examples.
+
+Does not show: why a score falls. Beside it belong a matched control, and what the same edit does to
+neutral text (`mi_massive.attention_effects`).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+from mi_massive.capture import provenance_of
+from mi_massive.generation import continuation_log_probs, generate
+from mi_massive.interventions import Edits, Intervention, disrupt
+from mi_massive.models.base import HookedModel
+from mi_massive.norms import AttentionNorms
+from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
+from mi_massive.scores import Answer, EvaluationConfig, TaskResult
+from mi_massive.tasks.base import Example, Task
+
+
+def evaluate(
+    model: HookedModel,
+    task: Task,
+    *,
+    intervention: Intervention | None = None,
+    norms: AttentionNorms | None = None,
+    limit: int | None = None,
+    config: EvaluationConfig | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> TaskResult:
+    """Ask a model every question of a task.
+
+    Args:
+        model: From `load_model`.
+        task: From `load_task`.
+        intervention: What is edited meanwhile; None leaves the model intact.
+        norms: A capture that fixes the intervention's selection; see `disrupt`.
+        limit: Only the first examples.
+        config: Read-outs, chat template, batch size, length of answers.
+        on_progress: Called with the number of prompts finished since the last call, once a
+            read-out.
+
+    Returns:
+        One answer an example, in order. Batch size changes nothing but rounding.
+
+    Raises:
+        ValueError: If the model has no tokenizer, a chat template is asked for and missing, the
+            task has no options to read, or a prompt does not fit the context.
+        RuntimeError: If the intervention edited nothing.
+    """
+    config = config or EvaluationConfig()
+    task = task if limit is None else task.first(limit)
+    prompts = ask(model, task, config)
+    texts: list[str | None] = [None] * len(task.examples)
+    log_probs: list[tuple[float, ...]] = [()] * len(task.examples)
+    n_edits = 0
+    for readout in config.readouts:
+        edited = (
+            nullcontext() if intervention is None else disrupt(model, intervention, norms=norms)
+        )
+        with edited as edits:
+            if readout == "generation":
+                texts = list(_texts(model, task, prompts, config, on_progress))
+            else:
+                log_probs = _log_probs(model, task, prompts, config, on_progress)
+        n_edits += edits.total if isinstance(edits, Edits) else 0
+    return TaskResult(
+        task=task.name,
+        kind=task.kind,
+        version=task.version,
+        digest=task.digest,
+        chance=task.chance,
+        options_chance=task.options_chance,
+        answers=tuple(
+            _answer(task, example, text, scores)
+            for example, text, scores in zip(task.examples, texts, log_probs, strict=True)
+        ),
+        n_edits=n_edits,
+        config=config,
+        provenance=provenance_of(model, prompts, batch_size=config.batch_size),
+    )
+
+
+def ask(model: HookedModel, task: Task, config: EvaluationConfig) -> TokenizedPrompts:
+    """The questions of a task as token ids, plain or in the model's chat template.
+
+    Raises:
+        ValueError: If the model has no tokenizer, a chat template is asked for and missing, or a
+            question is longer than the context.
+    """
+    if model.tokenizer is None:
+        raise ValueError(f"the tokenizer of {model.name} must exist to ask a task, got none")
+    return tokenize_prompts(
+        cast(Any, model.tokenizer),
+        [example.question if config.chat else example.prompt for example in task.examples],
+        chat=config.chat,
+        context=model.geometry.training_context,
+    )
+
+
+def _texts(
+    model: HookedModel,
+    task: Task,
+    prompts: TokenizedPrompts,
+    config: EvaluationConfig,
+    on_progress: Callable[[int], None] | None,
+) -> Sequence[str]:
+    answers = generate(
+        model,
+        prompts.input_ids,
+        max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+        stop=task.stop,
+        batch_size=config.batch_size,
+        on_progress=on_progress,
+    )
+    decode = cast(Any, model.tokenizer).decode
+    return [str(decode(ids, skip_special_tokens=True)) for ids in answers]
+
+
+def _log_probs(
+    model: HookedModel,
+    task: Task,
+    prompts: TokenizedPrompts,
+    config: EvaluationConfig,
+    on_progress: Callable[[int], None] | None,
+) -> list[tuple[float, ...]]:
+    if not all(example.options for example in task.examples):
+        raise ValueError(
+            f"every example of {task.name} must have options for the read-out 'options', got some "
+            "without; use the read-out 'generation'"
+        )
+    continuations = [
+        [_option_ids(model, text, ids, option, chat=config.chat) for option in example.options]
+        for text, ids, example in zip(prompts.texts, prompts.input_ids, task.examples, strict=True)
+    ]
+    scores = continuation_log_probs(
+        model,
+        prompts.input_ids,
+        continuations,
+        batch_size=config.batch_size,
+        on_progress=on_progress,
+    )
+    return [tuple(sum(tokens) for tokens in own) for own in scores]
+
+
+def _option_ids(
+    model: HookedModel, text: str, ids: tuple[int, ...], option: str, *, chat: bool
+) -> list[int]:
+    """Token ids that an option adds to a prompt; after a chat template it opens a line."""
+    tokenizer = cast(Any, model.tokenizer)
+    added = option.lstrip() if chat else option
+    whole = tokenizer(text + added, add_special_tokens=not chat)["input_ids"]
+    if tuple(whole[: len(ids)]) != ids or len(whole) == len(ids):
+        raise ValueError(
+            f"options must leave the tokens of their prompt as they are, got {option!r} after "
+            f"{text[-20:]!r}; begin options with a space and end prompts without one"
+        )
+    return whole[len(ids) :]
+
+
+def _answer(task: Task, example: Example, text: str | None, log_probs: tuple[float, ...]) -> Answer:
+    grade = None if text is None else task.grade(text, example)
+    legacy = None
+    if text is not None and task.legacy_grade is not None:
+        legacy = task.legacy_grade(text, example).correct
+    return Answer(
+        id=example.id,
+        group=example.group,
+        condition=example.condition,
+        text=text,
+        extracted=None if grade is None else grade.extracted,
+        correct=None if grade is None else grade.correct,
+        legacy_correct=legacy,
+        log_probs=log_probs,
+        gold=example.gold,
+    )

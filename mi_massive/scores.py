@@ -1,0 +1,203 @@
+"""Answers of a model to a task, their scores, and what changed between two conditions.
+
+Scores stand beside chance and with an interval; two conditions are compared on the same examples,
+never as two independent samples. Pure: reads answers that `mi_massive.evaluation` has collected.
+
+Does not show: why a score changed, or that a task measures what its kind says.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mi_massive._checks import require_in_range
+from mi_massive.proportions import (
+    chance_corrected,
+    mcnemar_p_value,
+    proportion,
+    smallest_difference,
+)
+from mi_massive.records import Provenance
+from mi_massive.stats import Estimate, estimate
+from mi_massive.tasks.base import Kind
+
+Readout = Literal["generation", "options"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """How a task is asked."""
+
+    readouts: tuple[Readout, ...] = ("generation",)
+    chat: bool = False
+    """Ask in the model's chat template."""
+    batch_size: int = 8
+    max_new_tokens: int | None = None
+    """Tokens of an answer; None takes the task's own number."""
+
+    def __post_init__(self) -> None:
+        """Refuse an evaluation that reads nothing."""
+        require_in_range("batch_size", self.batch_size, low=1, high=1 << 20, unit="prompts")
+        if not self.readouts:
+            raise ValueError("readouts must name generation, options or both, got none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a model did on one example."""
+
+    id: str
+    group: str
+    condition: str
+    text: str | None
+    """The generated text, whole; None where nothing was generated."""
+    extracted: str | None
+    """The answer found in it."""
+    correct: bool | None
+    legacy_correct: bool | None
+    """Under the published grading; None where a task has none."""
+    log_probs: tuple[float, ...]
+    """Log-probability of each option in nats, summed over its tokens; empty without options."""
+    gold: int | None
+    """Index of the right option."""
+
+    @property
+    def chooses_gold(self) -> bool | None:
+        """True if the right option is the most probable one; None without options."""
+        if self.gold is None or not self.log_probs:
+            return None
+        return max(range(len(self.log_probs)), key=self.log_probs.__getitem__) == self.gold
+
+    @property
+    def logit_diff(self) -> float:
+        """Log-probability of the right option minus the best other one; NaN without options."""
+        if self.gold is None or not self.log_probs:
+            return math.nan
+        others = [x for index, x in enumerate(self.log_probs) if index != self.gold]
+        return self.log_probs[self.gold] - max(others)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult:
+    """Every answer of a model to a task, in one condition."""
+
+    task: str
+    kind: Kind
+    version: int
+    digest: str
+    """Of the task's examples."""
+    chance: float
+    """Score of a guesser who knows the format, when generating."""
+    options_chance: float
+    answers: tuple[Answer, ...] = field(repr=False)
+    n_edits: int
+    """Entries that the intervention edited; 0 without one."""
+    config: EvaluationConfig
+    provenance: Provenance
+
+    def correct(self, readout: Readout) -> Bool[np.ndarray, "example"]:
+        """Right or wrong, in the order of the answers.
+
+        Raises:
+            ValueError: If the read-out was not run.
+        """
+        if readout not in self.config.readouts:
+            raise ValueError(
+                f"readout must be one of {', '.join(self.config.readouts)}, got {readout!r}"
+            )
+        values = [a.correct if readout == "generation" else a.chooses_gold for a in self.answers]
+        return np.array(values, dtype=bool)
+
+    def floor(self, readout: Readout) -> float:
+        """Score of a guesser in this read-out."""
+        return self.chance if readout == "generation" else self.options_chance
+
+    def score(self, readout: Readout) -> Estimate:
+        """Share of right answers, Wilson interval, tested against chance."""
+        return proportion(self.correct(readout), null=self.floor(readout))
+
+    def above_chance(self, readout: Readout) -> float:
+        """The score between chance (0) and perfect (1)."""
+        raw = np.array(self.score(readout).effect)
+        return float(chance_corrected(raw, self.floor(readout)))
+
+    def legacy_score(self) -> Estimate:
+        """Share of right answers under the published grading; undefined where a task has none."""
+        values = [a.legacy_correct for a in self.answers if a.legacy_correct is not None]
+        return proportion(np.array(values, dtype=bool))
+
+    @property
+    def failed_extraction(self) -> float:
+        """Share of generated texts in which no answer was found; NaN if nothing was generated."""
+        texts = [a for a in self.answers if a.text is not None]
+        return sum(a.extracted is None for a in texts) / len(texts) if texts else math.nan
+
+    def logit_diff(self) -> Estimate:
+        """Mean log-probability of the right option minus the best other one, in nats."""
+        values = np.array([answer.logit_diff for answer in self.answers])
+        return estimate(values, n_of="examples", null=0.0, alternative="two-sided")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Two conditions on the same examples of one task: the second minus the first."""
+
+    task: str
+    kind: Kind
+    readout: Readout
+    difference: Estimate
+    """Of the scores; interval by paired bootstrap over examples, p by McNemar's exact test."""
+    corrected_difference: float
+    """The same in multiples of the distance from chance to a perfect score."""
+    smallest_difference: float
+    """Smallest difference that this many examples could have shown to be significant."""
+    above_chance_before: bool
+    """False if the first condition itself is not better than chance: nothing can be lost then."""
+
+
+def compare(
+    before: TaskResult, after: TaskResult, *, readout: Readout, n_tests: int = 1, seed: int = 0
+) -> Comparison:
+    """Compare two conditions on the same examples.
+
+    Args:
+        before: Usually the intact model.
+        after: Usually under an intervention.
+        readout: Which scores.
+        n_tests: Comparisons that the reader will correct for; only sets `smallest_difference`.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If the two did not answer the same examples.
+    """
+    if (before.task, before.digest) != (after.task, after.digest):
+        raise ValueError(
+            f"both results must be of the same examples, got {before.task} {before.digest[:8]} and "
+            f"{after.task} {after.digest[:8]}; evaluate one task in both conditions"
+        )
+    first, second = before.correct(readout), after.correct(readout)
+    changes: Float[np.ndarray, "example"] = second.astype(float) - first.astype(float)
+    interval = estimate(changes, n_of="examples", seed=seed)
+    floor = before.floor(readout)
+    score = before.score(readout)
+    return Comparison(
+        task=before.task,
+        kind=before.kind,
+        readout=readout,
+        difference=Estimate(
+            effect=interval.effect,
+            low=interval.low,
+            high=interval.high,
+            n=interval.n,
+            n_of="examples",
+            test="paired bootstrap over examples; McNemar exact",
+            p_value=mcnemar_p_value(first, second),
+            null=0.0,
+        ),
+        corrected_difference=interval.effect / (1 - floor),
+        smallest_difference=smallest_difference(len(first), n_tests=n_tests),
+        above_chance_before=score.low > floor,
+    )
