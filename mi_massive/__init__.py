@@ -11,6 +11,11 @@ capture         capture_norms -> AttentionNorms: the sums everything else is com
 concentration   massive dimensions and statistics without a threshold (C1, C2, C9)
 bands           where they lie on the frequency axis of RoPE (C8)
 symmetry        partners, mirror clusters and phases (C8)
+interventions   disrupt: edit chosen dimensions of q, k, v while a model runs
+presets         the named interventions: treatments and controls
+tasks           load_task: what a model is asked, and how answers are graded
+evaluation      evaluate: a model on a task, intact or disrupted
+disruption      run_disruption: tasks and neutral text under each arm (C4, C5)
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
 doctor          what can be trusted on a model
@@ -48,13 +53,26 @@ from mi_massive.concentration import (  # noqa: E402
 from mi_massive.symmetry import SymmetryConfig, SymmetryResult, symmetry  # noqa: E402
 
 if TYPE_CHECKING:
+    from mi_massive.arms import Arm, make_arms
+    from mi_massive.attention_effects import match_effect, measure_effects
     from mi_massive.capture import capture_norms
     from mi_massive.claims import Claim, ScoreboardResult, scoreboard
+    from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
     from mi_massive.doctor import DoctorResult, diagnose
+    from mi_massive.evaluation import evaluate
+    from mi_massive.interventions import (
+        Intervention,
+        Selection,
+        Value,
+        Where,
+        disrupt,
+        disruption_hooks,
+    )
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model
     from mi_massive.norms import AttentionNorms
     from mi_massive.pattern_capture import capture_patterns
     from mi_massive.patterns import PatternsResult
+    from mi_massive.presets import preset
     from mi_massive.prompts import (
         TokenizedPrompts,
         default_passages,
@@ -64,17 +82,24 @@ if TYPE_CHECKING:
     from mi_massive.records import Provenance, load_result, save_result
     from mi_massive.report import ReportResults, build_report
     from mi_massive.rope import LayerGeometry, ModelGeometry, RotaryGeometry
+    from mi_massive.scores import EvaluationConfig, TaskResult, compare
     from mi_massive.stats import Estimate
     from mi_massive.study import StudyConfig, run_study
+    from mi_massive.tasks import Task, load_own_task, load_task
 
 # Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library. None
 # of these is named like a module: importing that module would put it in the function's place.
 _HOME = {
+    "Arm": "arms",
     "AttentionNorms": "norms",
     "Claim": "claims",
+    "DisruptionConfig": "disruption",
+    "DisruptionResult": "disruption",
     "DoctorResult": "doctor",
     "Estimate": "stats",
+    "EvaluationConfig": "scores",
     "HookedModel": "models",
+    "Intervention": "interventions",
     "LayerGeometry": "rope",
     "ModelGeometry": "rope",
     "PatternsResult": "patterns",
@@ -82,34 +107,58 @@ _HOME = {
     "ReportResults": "report",
     "RotaryGeometry": "rope",
     "ScoreboardResult": "claims",
+    "Selection": "interventions",
     "StudyConfig": "study",
+    "Task": "tasks",
+    "TaskResult": "scores",
     "TokenizedPrompts": "prompts",
     "UnsupportedModelError": "models",
+    "Value": "interventions",
+    "Where": "interventions",
     "build_report": "report",
     "capture_norms": "capture",
     "capture_patterns": "pattern_capture",
+    "compare": "scores",
     "default_passages": "prompts",
     "diagnose": "doctor",
+    "disrupt": "interventions",
+    "disruption_hooks": "interventions",
+    "evaluate": "evaluation",
     "load_model": "models",
+    "load_own_task": "tasks",
     "load_result": "records",
+    "load_task": "tasks",
+    "make_arms": "arms",
+    "match_effect": "attention_effects",
+    "measure_effects": "attention_effects",
+    "preset": "presets",
     "read_prompts": "prompts",
+    "run_disruption": "disruption",
     "run_study": "study",
     "save_result": "records",
     "scoreboard": "claims",
     "tokenize_prompts": "prompts",
 }
-_RUN_MODELS = ("capture", "doctor", "pattern_capture", "study")
+_RUN_MODELS = (
+    *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
+    *("attention_effects", "evaluation", "arms", "disruption", "claims", "report"),
+)
 
 __all__ = [
+    "Arm",
     "AttentionNorms",
     "BandsConfig",
     "BandsResult",
     "Claim",
     "ConcentrationConfig",
     "ConcentrationResult",
+    "DisruptionConfig",
+    "DisruptionResult",
     "DoctorResult",
     "Estimate",
+    "EvaluationConfig",
     "HookedModel",
+    "Intervention",
     "LayerGeometry",
     "ModelGeometry",
     "PatternsResult",
@@ -117,22 +166,38 @@ __all__ = [
     "ReportResults",
     "RotaryGeometry",
     "ScoreboardResult",
+    "Selection",
     "StudyConfig",
     "SymmetryConfig",
     "SymmetryResult",
+    "Task",
+    "TaskResult",
     "TokenizedPrompts",
     "UnsupportedModelError",
+    "Value",
+    "Where",
     "bands",
     "build_report",
     "capture_norms",
     "capture_patterns",
+    "compare",
     "concentration",
     "default_passages",
     "diagnose",
+    "disrupt",
+    "disruption_hooks",
+    "evaluate",
     "load_model",
+    "load_own_task",
     "load_result",
+    "load_task",
+    "make_arms",
     "massive_mask",
+    "match_effect",
+    "measure_effects",
+    "preset",
     "read_prompts",
+    "run_disruption",
     "run_study",
     "save_result",
     "scoreboard",

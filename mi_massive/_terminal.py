@@ -46,13 +46,15 @@ def waiting(message: str, *, quiet: bool) -> Generator[None, None, None]:
 
 
 @contextmanager
-def progress(total: int, *, quiet: bool) -> Generator[Callable[[int], None], None, None]:
+def progress(
+    total: int, *, quiet: bool, what: str = "prompts"
+) -> Generator[Callable[[int], None], None, None]:
     """A progress bar on the error stream; silent with --quiet and when it is no terminal."""
-    columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=_messages, transient=True, disable=quiet or not _messages.is_terminal
     ) as bar:
-        task = bar.add_task("prompts", total=total)
+        task = bar.add_task(what, total=total)
 
         def advance(count: int) -> None:
             bar.advance(task, count)
@@ -86,7 +88,7 @@ def print_claims(claims: Sequence[Any]) -> None:
             {
                 "claim": claim.id,
                 "verdict": claim.verdict,
-                **_columns(claim.estimate),
+                **columns_of(claim.estimate),
                 "statement": claim.statement,
             }
             for claim in claims
@@ -100,14 +102,15 @@ def _grouped(estimates: dict[str, Estimate]) -> Iterator[dict[str, str]]:
     part = ""
     for name, e in estimates.items():
         own, _, short = name.rpartition(".")
-        row = {"quantity": short, **_columns(e), "null": _number(e.null), "p": _number(e.p_value)}
+        row = {"quantity": short, **columns_of(e), "null": _number(e.null), "p": _number(e.p_value)}
         if own and own != part:
             yield dict.fromkeys(row, "") | {"quantity": own}
         part = own
         yield row | {"quantity": f"  {short}" if own else short}
 
 
-def _columns(e: Estimate) -> dict[str, str]:
+def columns_of(e: Estimate) -> dict[str, str]:
+    """Effect, interval and n as cells of a table."""
     return {
         "effect": _number(e.effect),
         "interval": f"{_number(e.low)} .. {_number(e.high)}",

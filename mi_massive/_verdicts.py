@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from mi_massive.bands import BandsResult
 from mi_massive.concentration import ConcentrationResult
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
@@ -54,6 +55,26 @@ RULES: Final[dict[str, Rule]] = {
         quantity="max/mean norm of a head divided by that in the control, geometric mean",
         minimum=1.5,
     ),
+    "C4a": Rule(
+        statement="Disrupting the massive values costs contextual tasks more than parametric ones.",
+        quantity="share of the above-chance score lost, contextual minus parametric tasks",
+        minimum=0.25,
+    ),
+    "C4b": Rule(
+        statement="It does so beyond an edit of random dimensions that moves the attention as far.",
+        quantity="C4a's difference, minus that of the effect-matched control",
+        minimum=0.1,
+    ),
+    "C5a": Rule(
+        statement="Disrupting the massive values raises the perplexity.",
+        quantity="perplexity of neutral text divided by that of the intact model",
+        minimum=1.5,
+    ),
+    "C5b": Rule(
+        statement="Disrupting the massive values lowers the diversity of generated text.",
+        quantity="share of different 2-grams in an answer, intact minus disrupted",
+        minimum=0.1,
+    ),
     "C8a": Rule(
         statement="Massive dimensions lie in the low frequencies of RoPE.",
         quantity="share of massive dimensions in the slower half of the rotary pairs",
@@ -82,7 +103,7 @@ RULES: Final[dict[str, Rule]] = {
         minimum=0.1,  # one more in ten heads
     ),
 }
-"""The claims this module judges. C4 to C7 need interventions."""
+"""The claims this module judges. C6 and C7 are not judged yet."""
 
 
 def decide(estimate: Estimate, *, minimum: float) -> Verdict:
@@ -134,6 +155,15 @@ def require_same_capture(name: str, given: Provenance, expected: Provenance) -> 
         )
 
 
+def require_same_model(name: str, given: Provenance, expected: Provenance) -> None:
+    """Raise ValueError unless both come from one model."""
+    if (given.model, given.revision) != (expected.model, expected.revision):
+        raise ValueError(
+            f"{name} must come from the model {expected.model!r}, got {given.model!r}; "
+            "measure both on one model"
+        )
+
+
 def require_control(control: ConcentrationResult, result: ConcentrationResult) -> None:
     """Raise ValueError unless `control` does not rotate and has as many prompts as `result`."""
     if control.rotating_layers:
@@ -147,3 +177,15 @@ def require_control(control: ConcentrationResult, result: ConcentrationResult) -
             f"control must be measured on the same prompts, got {n} prompts and {expected}; "
             "capture both models on one list"
         )
+
+
+def mostly_unrotated(bands: BandsResult) -> str | None:
+    """Why rotary pairs say little, if more than half of the massive dimensions do not rotate."""
+    share = bands.massive_unrotated_share
+    reason = f"More than half of the massive dimensions ({percent(share)}) do not rotate."
+    return reason if share.effect > 0.5 else None
+
+
+def percent(estimate: Estimate) -> str:
+    """A share in words."""
+    return "none" if math.isnan(estimate.effect) else f"{100 * estimate.effect:.0f} %"

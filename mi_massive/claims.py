@@ -20,16 +20,21 @@ import numpy as np
 from jaxtyping import Float
 
 from mi_massive._concentration_tests import contrast
+from mi_massive._disruption_claims import disruption_findings
 from mi_massive._verdicts import (
     NONE_SHARE,
     RULES,
     Verdict,
     decide_all,
+    mostly_unrotated,
+    percent,
     require_control,
     require_same_capture,
+    require_same_model,
 )
 from mi_massive.bands import BandsResult
 from mi_massive.concentration import ConcentrationResult, ProjectionConcentration
+from mi_massive.disruption import DisruptionResult
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
 from mi_massive.symmetry import SymmetryResult
@@ -72,8 +77,9 @@ def scoreboard(
     bands: BandsResult | None = None,
     symmetry: SymmetryResult | None = None,
     control: ConcentrationResult | None = None,
+    disruption: DisruptionResult | None = None,
 ) -> ScoreboardResult:
-    """Judge the claims C1, C2, C3, C8 and C9 on one model.
+    """Judge the claims C1 to C5, C8 and C9 on one model.
 
     A claim about q and k must hold in both: the verdict is that of the weaker one, whose estimate
     is reported with the larger p of the two. What is missing makes its claims inconclusive, with
@@ -84,13 +90,14 @@ def scoreboard(
         bands: Of the same capture; None for a model that does not rotate.
         symmetry: Of the same capture; None for a model that does not rotate.
         control: Of a model without rotary position embeddings, on the same prompts.
+        disruption: Of the same model; without it C4 and C5 have no row.
 
     Returns:
-        One row a claim, C8 in four parts.
+        One row a claim, some in parts.
 
     Raises:
-        ValueError: If `bands` or `symmetry` come from another capture, or `control` from a model
-            that rotates or from another number of prompts.
+        ValueError: If `bands` or `symmetry` come from another capture, `control` from a model that
+            rotates or from another number of prompts, or `disruption` from another model.
     """
     for name, result in (("bands", bands), ("symmetry", symmetry)):
         if result is not None:
@@ -101,6 +108,7 @@ def scoreboard(
         _concentrated(concentration),
         _heads_close(concentration),
         _absent_without_rope(concentration, control),
+        *_disrupted(concentration, disruption),
         _low_frequency(concentration, bands),
         _symmetric_over_heads(concentration, symmetry),
         _partial_cycle(concentration, bands),
@@ -108,6 +116,14 @@ def scoreboard(
         _from_first_layer(concentration),
     )
     return ScoreboardResult(claims=claims, provenance=concentration.provenance)
+
+
+def _disrupted(result: ConcentrationResult, disruption: DisruptionResult | None) -> list[Claim]:
+    """C4 and C5."""
+    if disruption is None:
+        return []
+    require_same_model("disruption", disruption.provenance, result.provenance)
+    return [_claim(*finding) for finding in disruption_findings(disruption)]
 
 
 def _concentrated(result: ConcentrationResult) -> Claim:
@@ -171,16 +187,16 @@ def _low_frequency(result: ConcentrationResult, bands: BandsResult | None) -> Cl
         return _claim("C8a", [], _not_measured(result, "frequency bands"))
     q, k, v = bands.q, bands.k, bands.v
     reading = (
-        f"The slower half of the pairs holds {_percent(q.massive_low_half_share)} (q) and "
-        f"{_percent(k.massive_low_half_share)} (k) of the massive dimensions, and of the energy "
-        f"{_percent(q.low_half_share)} (q), {_percent(k.low_half_share)} (k) and "
-        f"{_percent(v.low_half_share)} (v)."
+        f"The slower half of the pairs holds {percent(q.massive_low_half_share)} (q) and "
+        f"{percent(k.massive_low_half_share)} (k) of the massive dimensions, and of the energy "
+        f"{percent(q.low_half_share)} (q), {percent(k.low_half_share)} (k) and "
+        f"{percent(v.low_half_share)} (v)."
     )
     return _claim(
         "C8a",
         [q.massive_low_half_share, k.massive_low_half_share],
         reading,
-        undecided=_mostly_unrotated(bands),
+        undecided=mostly_unrotated(bands),
     )
 
 
@@ -203,11 +219,11 @@ def _partial_cycle(result: ConcentrationResult, bands: BandsResult | None) -> Cl
     if bands.training_context is None:
         return _claim("C8c", [], "The training context of this model is not known.")
     reading = (
-        f"{_percent(bands.partial_cycle)} of the massive dimensions have a wavelength beyond the "
+        f"{percent(bands.partial_cycle)} of the massive dimensions have a wavelength beyond the "
         f"training context of {bands.training_context} tokens; of all pairs "
         f"{100 * bands.partial_cycle.null:.0f} % do."
     )
-    return _claim("C8c", [bands.partial_cycle], reading, undecided=_mostly_unrotated(bands))
+    return _claim("C8c", [bands.partial_cycle], reading, undecided=mostly_unrotated(bands))
 
 
 def _symmetric_in_heads(result: ConcentrationResult, symmetry: SymmetryResult | None) -> Claim:
@@ -216,7 +232,7 @@ def _symmetric_in_heads(result: ConcentrationResult, symmetry: SymmetryResult | 
         return _claim("C8d", [], _not_measured(result, "symmetry"))
     q, k = symmetry.q.two_mirror_share, symmetry.k.two_mirror_share
     reading = (
-        f"Of the heads with massive dimensions {_percent(q)} (q) and {_percent(k)} (k) have "
+        f"Of the heads with massive dimensions {percent(q)} (q) and {percent(k)} (k) have "
         f"exactly two mirror clusters; by chance {100 * q.null:.0f} % and {100 * k.null:.0f} %."
     )
     return _claim("C8d", [q, k], reading)
@@ -265,12 +281,6 @@ def _claim(
     )
 
 
-def _mostly_unrotated(bands: BandsResult) -> str | None:
-    share = bands.massive_unrotated_share
-    reason = f"More than half of the massive dimensions ({_percent(share)}) do not rotate."
-    return reason if share.effect > 0.5 else None
-
-
 def _not_measured(result: ConcentrationResult, what: str) -> str:
     if not result.rotating_layers:
         return "This model does not rotate its queries and keys: it has no rotary pairs."
@@ -288,7 +298,3 @@ def _peaks(part: ProjectionConcentration) -> Float[np.ndarray, "prompt"]:
 def _peak(part: ProjectionConcentration) -> float:
     """Average the peaks as the contrasts do, by their geometric mean over prompts."""
     return float(part.prompt_max_over_mean.double().log().mean().exp())
-
-
-def _percent(estimate: Estimate) -> str:
-    return "none" if math.isnan(estimate.effect) else f"{100 * estimate.effect:.0f} %"

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from mi_massive import _options as opt
+from mi_massive._disrupt_command import disrupt_command
+from mi_massive._list_commands import models_command, presets_command, tasks_command
 from mi_massive._terminal import (
     one_sentence,
     print_claims,
@@ -57,6 +59,10 @@ def report(
     control: Annotated[
         str, typer.Option(help="Model without RoPE to compare with; 'none' for no control.")
     ] = "all-minilm-l6-v2",
+    examples: Annotated[
+        int,
+        typer.Option(min=0, help="Examples of each task under each edit (C4, C5); 0: no tasks."),
+    ] = 12,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a report of another model in the folder.")
     ] = False,
@@ -96,8 +102,15 @@ def report(
     # context are cut by run_study, which says so in the report.
     others = None if other is None else capture.tokenize(other, chat=False, fitting=False)
 
-    from mi_massive.study import StudyConfig, run_study  # late: its imports follow those of models
+    from mi_massive.battery import n_cells, run_battery  # late: their imports follow models'
+    from mi_massive.study import StudyConfig, run_study
 
+    disruption = None
+    if examples and subject.is_causal and subject.has_head:
+        with progress(n_cells(), quiet=quiet, what="tasks under edits") as advance:
+            disruption = run_battery(
+                subject, n_examples=examples, batch_size=batch_size, on_progress=advance
+            )
     config = StudyConfig(
         concentration=configs[0],
         bands=configs[1],
@@ -107,7 +120,13 @@ def report(
     )
     with progress(len(own) + (0 if others is None else len(others)), quiet=quiet) as advance:
         results = run_study(
-            subject, own, control=other, control_prompts=others, config=config, on_progress=advance
+            subject,
+            own,
+            control=other,
+            control_prompts=others,
+            disruption=disruption,
+            config=config,
+            on_progress=advance,
         )
     page = build_report(results, out, overwrite=overwrite)
     if as_json:
@@ -226,29 +245,10 @@ def symmetry_command(
     _finish(result, {"layout": result.layout}, save, as_json=as_json)
 
 
-@app.command()
-def models(*, as_json: opt.AsJson = False) -> None:
-    """List built-in models with their state, and the model families that are proven to work."""
-    from mi_massive.models.cache import find_cached
-    from mi_massive.models.families import FAMILIES
-    from mi_massive.models.wheel import BUILT_IN
-
-    built_in = [
-        {
-            "name": entry.name,
-            "state": "in the cache" if find_cached(entry.key) else "fetched at first use",
-            "wheel_mb": round(entry.wheel_size / 1e6),
-            "summary": entry.summary,
-            "licence": entry.licence,
-        }
-        for entry in BUILT_IN.values()
-    ]
-    families = [dataclasses.asdict(family) for family in FAMILIES]
-    if as_json:
-        print_json({"built_in": built_in, "families": families})
-        return
-    print_records("Built-in models", built_in, below=("summary", "licence"))
-    print_records("Families (transformers model type)", families)
+app.command("disrupt")(disrupt_command)
+app.command("tasks")(tasks_command)
+app.command("presets")(presets_command)
+app.command("models")(models_command)
 
 
 @app.command()

@@ -30,6 +30,8 @@ class Preset:
     """From k and the seed."""
     k: int = 1
     """Dimensions of each head unless another number is asked for."""
+    dosed: bool = True
+    """False if k means nothing to it."""
     seeded: bool = False
     """True if other seeds give other dimensions."""
     matched_to: str | None = None
@@ -69,6 +71,7 @@ PRESETS: Final[dict[str, Preset]] = {
         summary="all dimensions above 5 times their head's mean norm, whatever k, as paper",
         role="treatment",
         make=_by("massive"),
+        dosed=False,
     ),
     "authors_llama": Preset(
         summary="published code for Llama and Mistral: the largest dimension to its token mean",

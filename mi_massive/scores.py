@@ -1,14 +1,15 @@
 """Answers of a model to a task, their scores, and what changed between two conditions.
 
 Scores stand beside chance and with an interval; two conditions are compared on the same examples,
-never as two independent samples. Pure: reads answers that `mi_massive.evaluation` has collected.
+never as two independent samples. Pure: reads what `mi_massive.evaluation` has collected.
 
 Does not show: why a score changed, or that a task measures what its kind says.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,8 +22,12 @@ from mi_massive.proportions import (
     smallest_difference,
 )
 from mi_massive.records import Provenance
-from mi_massive.stats import Estimate, estimate
+from mi_massive.stats import Estimate, estimate, holm
 from mi_massive.tasks.base import Kind
+from mi_massive.text_measures import distinct_share, repetition_share
+
+INTACT: Final = "intact"
+"""Name of the condition without an edit."""
 
 Readout = Literal["generation", "options"]
 
@@ -66,10 +71,13 @@ class Answer:
 
     @property
     def chooses_gold(self) -> bool | None:
-        """True if the right option is the most probable one; None without options."""
+        """True if the right option is more probable than every other one; None without options.
+
+        A tie, or a model that gives NaN, chooses nothing.
+        """
         if self.gold is None or not self.log_probs:
             return None
-        return max(range(len(self.log_probs)), key=self.log_probs.__getitem__) == self.gold
+        return self.logit_diff > 0
 
     @property
     def logit_diff(self) -> float:
@@ -200,4 +208,93 @@ def compare(
         corrected_difference=interval.effect / (1 - floor),
         smallest_difference=smallest_difference(len(first), n_tests=n_tests),
         above_chance_before=score.low > floor,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """Score of one arm on one task in one read-out."""
+
+    arm: str
+    task: str
+    kind: Kind
+    readout: Readout
+    floor: float
+    """Score of a guesser."""
+    score: Estimate
+    legacy_score: Estimate
+    """Under the published grading of generated texts; undefined where there is none."""
+    change: Estimate
+    """Score minus that of the intact model, paired; p Holm-corrected over all cells."""
+    lost_share: float
+    """Share of the intact model's above-chance score that is gone; NaN if it was not above."""
+    smallest_difference: float
+    """Smallest change that could have been significant after correction (Bonferroni)."""
+    logit_diff: Estimate
+    """Right option minus the best other, in nats; undefined without options."""
+    failed_extraction: float
+    """Share of texts in which no answer was found."""
+    distinct_2: Estimate
+    """Different 2-grams over all 2-grams of a text, mean over texts."""
+    distinct_loss: Estimate
+    """How much less of that than in the intact model's answers to the same examples."""
+    repetition: Estimate
+    """Share of a text's 4-grams that occur more than once, mean over texts."""
+    n_edits: int
+
+
+def cells_of(
+    intact: Sequence[TaskResult], by_arm: Mapping[str, Sequence[TaskResult]], *, seed: int = 0
+) -> tuple[Cell, ...]:
+    """Cells of the intact model and of every arm, with the p of their changes corrected together.
+
+    Args:
+        intact: Results of the intact model, one a task.
+        by_arm: Results of each arm for the same tasks, in the same order.
+        seed: Of the bootstrap.
+    """
+    n_tests = max(1, len(by_arm) * sum(len(result.config.readouts) for result in intact))
+    cells = [
+        _cell(arm, before, after, readout, n_tests=n_tests, seed=seed)
+        for arm, results in {INTACT: intact, **by_arm}.items()
+        for before, after in zip(intact, results, strict=True)
+        for readout in before.config.readouts
+    ]
+    tested = np.array([np.nan if c.arm == INTACT else c.change.p_value for c in cells])
+    return tuple(
+        replace(cell, change=replace(cell.change, p_value=float(p)))
+        for cell, p in zip(cells, holm(tested), strict=True)
+    )
+
+
+def _cell(
+    arm: str, before: TaskResult, after: TaskResult, readout: Readout, *, n_tests: int, seed: int
+) -> Cell:
+    compared = compare(before, after, readout=readout, n_tests=n_tests, seed=seed)
+    score, floor = after.score(readout), after.floor(readout)
+    room = before.score(readout).effect - floor
+    texts = [
+        (b.text or "", a.text or "") for b, a in zip(before.answers, after.answers, strict=True)
+    ]
+    shown = texts if readout == "generation" else []
+    once = np.array([distinct_share(text) for text, _ in shown], dtype=np.float64)
+    varied = np.array([distinct_share(text) for _, text in shown], dtype=np.float64)
+    repeated = np.array([repetition_share(text) for _, text in shown], dtype=np.float64)
+    return Cell(
+        arm=arm,
+        task=after.task,
+        kind=after.kind,
+        readout=readout,
+        floor=floor,
+        score=score,
+        legacy_score=after.legacy_score(),
+        change=compared.difference,
+        lost_share=-compared.difference.effect / room if compared.above_chance_before else np.nan,
+        smallest_difference=compared.smallest_difference,
+        logit_diff=after.logit_diff(),
+        failed_extraction=after.failed_extraction,
+        distinct_2=estimate(varied, n_of="texts"),
+        distinct_loss=estimate(once - varied, n_of="texts", null=0.0, alternative="two-sided"),
+        repetition=estimate(repeated, n_of="texts"),
+        n_edits=after.n_edits,
     )

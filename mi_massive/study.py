@@ -7,6 +7,7 @@ from mi_massive.bands import BandsConfig, bands
 from mi_massive.capture import capture_norms
 from mi_massive.claims import scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
+from mi_massive.disruption import DisruptionResult
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.pattern_capture import capture_patterns
@@ -36,10 +37,11 @@ def run_study(
     *,
     control: HookedModel | None = None,
     control_prompts: TokenizedPrompts | Sequence[str] | None = None,
+    disruption: DisruptionResult | None = None,
     config: StudyConfig | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> ReportResults:
-    """Measure a model's massive values and judge the paper's observational claims on it.
+    """Measure a model's massive values and judge the paper's claims on it.
 
     Args:
         model: The model to judge.
@@ -48,6 +50,7 @@ def run_study(
         control_prompts: The same texts for the control where `prompts` are token ids of the
             model's own tokenizer. Cut to the control's context where they are longer; a note of
             the results says so.
+        disruption: Of the same model, from `run_battery` or `run_disruption`, for C4 and C5.
         config: Defaults throughout if left out.
         on_progress: Called with the number of prompts finished since the last call, of the model
             and then the control.
@@ -66,7 +69,7 @@ def run_study(
     rotates = norms.geometry.rotates
     banded = bands(norms, config=config.bands) if rotates else None
     symmetric = symmetry(norms, config=config.symmetry) if rotates else None
-    notes = _notes(model, control, config)
+    notes = _notes(model, control, disruption, config)
     controlled: ConcentrationResult | None = None
     if control is not None:
         others, cut = _fit(control, prompts if control_prompts is None else control_prompts, config)
@@ -80,12 +83,19 @@ def run_study(
         first = prompts.input_ids[0] if tokenized else prompts[0]
         patterns = capture_patterns(model, first, norms, n_heads=config.n_pattern_heads)
     return ReportResults(
-        scoreboard=scoreboard(concentrated, bands=banded, symmetry=symmetric, control=controlled),
+        scoreboard=scoreboard(
+            concentrated,
+            bands=banded,
+            symmetry=symmetric,
+            control=controlled,
+            disruption=disruption,
+        ),
         concentration=concentrated,
         bands=banded,
         symmetry=symmetric,
         patterns=patterns,
         control=controlled,
+        disruption=disruption,
         notes=notes,
     )
 
@@ -147,7 +157,12 @@ def _capture(
     )
 
 
-def _notes(model: HookedModel, control: HookedModel | None, config: StudyConfig) -> tuple[str, ...]:
+def _notes(
+    model: HookedModel,
+    control: HookedModel | None,
+    disruption: DisruptionResult | None,
+    config: StudyConfig,
+) -> tuple[str, ...]:
     """Why a part of the study is missing, each note under the word of its section."""
     notes: list[str] = []
     if not model.geometry.rotates:
@@ -164,4 +179,6 @@ def _notes(model: HookedModel, control: HookedModel | None, config: StudyConfig)
         notes.append("patterns: Left out, because it was not asked for.")
     elif not model.has_head:
         notes.append("patterns: Left out, because the checkpoint has no language-modelling head.")
+    if disruption is None:
+        notes.append("disruption: No intervention was run, so C4 and C5 are not judged.")
     return tuple(notes)

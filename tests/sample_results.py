@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from mi_massive.arms import Arm
+from mi_massive.attention_effects import EffectsResult
 from mi_massive.bands import BandsConfig, BandsResult, ProjectionBands
 from mi_massive.claims import Claim, ScoreboardResult
 from mi_massive.concentration import (
@@ -15,8 +17,11 @@ from mi_massive.concentration import (
     ConcentrationResult,
     ProjectionConcentration,
 )
+from mi_massive.contrasts import ArmContrast
+from mi_massive.disruption import DisruptionConfig, DisruptionResult
 from mi_massive.patterns import HeadView, PatternsResult
 from mi_massive.records import Provenance
+from mi_massive.scores import INTACT, Cell
 from mi_massive.stats import Estimate
 from mi_massive.symmetry import ProjectionSymmetry, SymmetryConfig, SymmetryResult
 
@@ -317,3 +322,156 @@ def scoreboard_result(model: str = "smollm2-135m-instruct") -> ScoreboardResult:
         for i, s, v, e, q, r in rows
     )
     return ScoreboardResult(claims=claims, provenance=provenance(model))
+
+
+# --- disruption -----------------------------------------------------------------------------------
+
+DAMAGE = {  # preset: share that contextual and parametric tasks lose at k = 8, and the sink at it
+    "paper": (0.96, 0.81, 0.17),
+    "sink_preserving": (0.91, 0.70, 0.39),
+    "smallest": (0.0, 0.02, 0.40),
+    "random": (0.55, 0.48, 0.36),
+    "norm_matched": (0.72, 0.66, 0.30),
+    "effect_matched": (0.83, 0.77, 0.21),
+}
+KS = (1, 2, 4, 8)
+RUN_ORDER = (4, 1, 2, 8)
+"""The first is the one that the verdicts are about."""
+INTACT_SINK = 0.41
+TASKS = (  # task, kind, floor, options' floor (None: no options), score of the intact model
+    ("passkey_128_6", "contextual", 0.0, 0.25, 1.0),
+    ("pairs_open_book", "contextual", 0.0, 0.5, 0.9),
+    ("gsm8k", "contextual", 0.0, None, 0.2),
+    ("pairs_closed_book", "parametric", 0.0, 0.5, 0.625),
+    ("cities", "parametric", 0.5, 0.5, 0.5),
+)
+MEMORY = ("pairs_closed_book", "cities")
+AT_CHANCE = ("cities",)
+UNDEFINED_ARM = "norm_matched k=8"
+"""Its cross-entropy is NaN, and so is one of its scores."""
+NAN = estimate(math.nan, n=0, p_value=math.nan, null=math.nan, n_of="examples")
+
+
+def arms() -> tuple[Arm, ...]:
+    return tuple(
+        Arm(preset=preset, k=k, seed=seed, strength=1.9 if preset == "effect_matched" else 1.0)
+        for preset in DAMAGE
+        for k in RUN_ORDER
+        for seed in range(2 if preset == "random" else 1)
+    )
+
+
+def damage(arm: Arm) -> tuple[float, float]:
+    """Shares that contextual and parametric tasks lose; seeds differ a little."""
+    dose = KS.index(arm.k) / (len(KS) - 1)
+    return tuple(share * dose + 0.06 * arm.seed for share in DAMAGE[arm.preset][:2])
+
+
+def cell(arm: Arm | None, task: tuple, readout: str) -> Cell:
+    name, kind, floor, options_floor, before = task
+    generated = readout == "generation"
+    floor = floor if generated else options_floor
+    before = max(before, floor)
+    stuck = name in AT_CHANCE
+    lost = 0.0 if arm is None else damage(arm)[kind == "parametric"] * (not stuck)
+    score = floor + (before - floor) * (1 - lost)
+    low, high = max(0.0, score - 0.12), min(1.0, score + 0.12)
+    undefined = arm is not None and arm.name == UNDEFINED_ARM and name == "gsm8k"
+    examples = {"n": 40, "n_of": "examples"}
+    test = "paired bootstrap over examples; McNemar exact"
+    return Cell(
+        arm=INTACT if arm is None else arm.name,
+        task=name,
+        kind=kind,
+        readout=readout,
+        floor=floor,
+        score=NAN if undefined else estimate(score, low=low, high=high, null=floor, **examples),
+        legacy_score=(
+            estimate(min(1.0, score + 0.05), 0.1, **examples)
+            if name in ("passkey_128_6", "cities", "gsm8k")
+            else NAN
+        ),
+        change=estimate(
+            score - before,
+            0.08,
+            null=0.0,
+            p_value=math.nan if arm is None else 0.0321,
+            test=test,
+            **examples,
+        ),
+        lost_share=math.nan if stuck else lost,
+        smallest_difference=0.325 if name != "gsm8k" else math.inf,
+        logit_diff=NAN if options_floor is None else estimate(3.1 * (1 - lost), 0.4, **examples),
+        failed_extraction=0.075 if generated else math.nan,
+        distinct_2=estimate(0.87 - 0.3 * lost, 0.05, n_of="texts") if generated else NAN,
+        distinct_loss=estimate(0.3 * lost, 0.05, n_of="texts") if generated else NAN,
+        repetition=estimate(0.03 + 0.4 * lost, 0.02, n_of="texts") if generated else NAN,
+        n_edits=0 if arm is None else 4320 * arm.k,
+    )
+
+
+def contrast(arm: Arm, readout: str) -> ArmContrast:
+    """By options no parametric task is above chance before the edit."""
+    context, memory = damage(arm)
+    generated = readout == "generation"
+    control = f"effect_matched k={arm.k} seed=0" if arm.preset != "effect_matched" else None
+    examples = {"n": 80, "n_of": "examples", "null": 0.0}
+    examples["p_value"] = 0.214
+    examples["test"] = "percentile bootstrap over examples within tasks"
+    return ArmContrast(
+        arm=arm.name,
+        readout=readout,
+        contextual_tasks=("passkey_128_6", "pairs_open_book"),
+        parametric_tasks=("pairs_closed_book",) if generated else (),
+        contextual_loss=estimate(context, 0.11, **examples),
+        parametric_loss=estimate(memory, 0.13, **examples) if generated else NAN,
+        contrast=estimate(context - memory, 0.15, **examples) if generated else NAN,
+        control=control,
+        beyond_control=estimate(0.07, 0.12, **examples) if generated and control else NAN,
+    )
+
+
+def effects(shown: tuple[Arm, ...]) -> EffectsResult:
+    n_prompts = 4
+    spread = torch.linspace(-0.02, 0.02, n_prompts)
+    sink = torch.empty(1 + len(shown), n_prompts, N_LAYERS)
+    moved, loss = torch.zeros_like(sink), torch.empty(1 + len(shown), n_prompts)
+    sink[0], loss[0] = INTACT_SINK + spread[:, None], 3.2 + 5 * spread
+    for row, arm in enumerate(shown, start=1):
+        dose = KS.index(arm.k) / (len(KS) - 1)
+        context, _ = damage(arm)
+        end = DAMAGE[arm.preset][2]
+        sink[row] = INTACT_SINK + dose * (end - INTACT_SINK) + spread[:, None]
+        moved[row] = 0.9 * dose * (INTACT_SINK - end) + 0.01 + spread[:, None].abs()
+        loss[row] = loss[0] + 2.4 * context**2 + 3 * spread
+        if arm.name == UNDEFINED_ARM:
+            loss[row] = torch.nan
+    return EffectsResult(
+        arms=(INTACT, *(arm.name for arm in shown)),
+        sink_mass=sink,
+        attention_kl=moved,
+        cross_entropy=loss,
+        layers=tuple(range(N_LAYERS)),
+        strengths={arm.name: arm.strength for arm in shown},
+        provenance=provenance(),
+    )
+
+
+def disruption_result(*, model: str | None = None, ks: tuple[int, ...] = KS) -> DisruptionResult:
+    """Six presets, one of them with two seeds, on two kinds of tasks; `cities` is at chance."""
+    shown = tuple(arm for arm in arms() if arm.k in ks)
+    readouts = ("generation", "options")
+    return DisruptionResult(
+        arms=shown,
+        cells=tuple(
+            cell(arm, task, readout)
+            for arm in (None, *shown)
+            for task in TASKS
+            for readout in readouts
+            if readout == "generation" or task[3] is not None
+        ),
+        contrasts=tuple(contrast(arm, readout) for readout in readouts for arm in shown),
+        effects=effects(shown),
+        config=DisruptionConfig(),
+        provenance=provenance() if model is None else provenance(model),
+    )

@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 import pytest
+import sample_results
 import torch
 from builders import build_geometry, build_norms, build_provenance
 from hypothesis import given
@@ -12,6 +13,7 @@ from mi_massive._verdicts import RULES, decide
 from mi_massive.bands import BandsConfig, BandsResult, bands
 from mi_massive.claims import Claim, ScoreboardResult, scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
+from mi_massive.disruption import DisruptionResult
 from mi_massive.norms import AttentionNorms
 from mi_massive.records import load_result, save_result
 from mi_massive.stats import Estimate
@@ -79,6 +81,10 @@ def measured(norms: AttentionNorms) -> tuple[ConcentrationResult, BandsResult, S
 
 def by_id(board: ScoreboardResult) -> dict[str, Claim]:
     return {claim.id: claim for claim in board.claims}
+
+
+OBSERVED = [name for name in RULES if not name.startswith(("C4", "C5"))]
+"""Claims that are judged without an intervention."""
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +157,7 @@ def test_nothing_is_supported_by_an_interval_that_holds_the_null(
 
 def test_every_claim_is_supported_on_a_model_planted_to_fulfil_it(board: dict[str, Claim]) -> None:
     assert {name: claim.verdict for name, claim in board.items()} == dict.fromkeys(
-        RULES, "supported"
+        OBSERVED, "supported"
     )
 
 
@@ -359,7 +365,7 @@ def test_the_frame_has_one_row_a_claim_and_the_estimate_in_columns(
 ) -> None:
     result = scoreboard(control)
     frame = result.to_frame()
-    assert frame["id"].tolist() == list(RULES)
+    assert frame["id"].tolist() == OBSERVED
     assert "estimate" not in frame
     assert frame["effect"][0] == result.claims[0].estimate.effect
     assert frame["n"].tolist()[:2] == [8, 8]
@@ -371,3 +377,46 @@ def test_a_scoreboard_survives_saving(control: ConcentrationResult, tmp_path: ob
     assert [c.reading for c in after.claims] == [c.reading for c in before.claims]
     assert [c.verdict for c in after.claims] == [c.verdict for c in before.claims]
     assert math.isnan(after.claims[2].estimate.effect)
+
+
+# --- C4 and C5
+
+
+def judged(result: DisruptionResult) -> dict[str, Claim]:
+    observed = sample_results.concentration_result()
+    board = scoreboard(observed, disruption=result)
+    return {claim.id: claim for claim in board.claims if claim.id not in OBSERVED}
+
+
+def test_c4_and_c5_are_about_the_papers_edit_that_has_a_matched_control() -> None:
+    result = sample_results.disruption_result()
+    assert result.judged is not None
+    name = result.judged.name
+    found = judged(result)
+    assert list(found) == ["C4a", "C4b", "C5a", "C5b"]
+    shown = [c for c in result.contrasts if c.arm == name and math.isfinite(c.contrast.low)]
+    assert found["C4a"].estimate.effect in [c.contrast.effect for c in shown]
+    assert found["C4b"].estimate.effect in [c.beyond_control.effect for c in shown]
+    added = result.effects.of(name)["added_cross_entropy"]
+    assert found["C5a"].estimate.effect == pytest.approx(math.exp(added.effect))
+    assert found["C5a"].estimate.null == 1.0
+    losses = [c.distinct_loss.effect for c in result.cells if c.arm == name]
+    assert found["C5b"].estimate.effect in losses
+    assert name in found["C4a"].reading
+
+
+def test_without_a_contrast_or_the_papers_edit_nothing_is_decided() -> None:
+    result = sample_results.disruption_result()
+    silent = dataclasses.replace(result, contrasts=())
+    assert {judged(silent)[name].verdict for name in ("C4a", "C4b")} == {"inconclusive"}
+    others = tuple(arm for arm in result.arms if arm.preset != "paper")
+    missing = judged(dataclasses.replace(result, arms=others))
+    assert {claim.verdict for claim in missing.values()} == {"inconclusive"}
+    assert "No arm of the preset 'paper' was run." in missing["C4a"].reading
+
+
+def test_a_disruption_of_another_model_is_refused() -> None:
+    result = sample_results.disruption_result()
+    other = dataclasses.replace(result.provenance, model="another")
+    with pytest.raises(ValueError, match="disruption must come from the model"):
+        judged(dataclasses.replace(result, provenance=other))

@@ -24,7 +24,10 @@ from mi_massive import _terminal, capture, cli, load_result
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.report.folder import PAGE, SUMMARY
 
-COMMANDS = ("report", "concentration", "bands", "symmetry", "models", "doctor")
+COMMANDS = (
+    *("report", "concentration", "bands", "symmetry", "disrupt"),
+    *("tasks", "presets", "models", "doctor"),
+)
 ANALYSES = ("concentration", "bands", "symmetry")
 WORDS = "\n\n".join(" ".join(f"t{(7 * i + j * j) % 61}" for j in range(9 + i)) for i in range(6))
 
@@ -109,9 +112,11 @@ def parsed(text: str) -> Any:
 def test_help_names_every_option(command: str, run: Run) -> None:
     answer = run(command, "--help")
     assert answer.status == 0
-    options = {"models": ["--json"], "doctor": ["--device", "--dtype", "--json", "--quiet"]}
+    options = {name: ["--json"] for name in ("models", "tasks", "presets")}
+    options["doctor"] = ["--device", "--dtype", "--json", "--quiet"]
+    options["disrupt"] = ["--preset", "--k", "--seeds", "--tasks", "--data", "--limit", "--cells"]
     common = ["--prompts", "--limit", "--chat", "--max-length", "--ratio", "--batch-size"]
-    own = {"report": ["--out", "--control", "--overwrite"], "bands": ["--n-bands"]}
+    own = {"report": ["--out", "--control", "--overwrite", "--examples"], "bands": ["--n-bands"]}
     wanted = options.get(command, [*common, "--skip-first", *own.get(command, ["--save"])])
     assert [option for option in wanted if option not in answer.out] == []
 
@@ -304,7 +309,7 @@ def fixture_reported(
     """A finished report on the tiny Llama, this test's own."""
     if not first_report.exists():
         options = ["--control", control, "--prompts", texts, "--out", first_report]
-        answer = run("report", tiny, *options, "--json")
+        answer = run("report", "--examples", "0", tiny, *options, "--json")
         assert (answer.status, answer.err) == (0, "")
         assert parsed(answer.out)["model"] == str(tiny)
     return Path(shutil.copytree(first_report, tmp_path / "report"))
@@ -321,17 +326,22 @@ def test_a_report_is_replaced_by_one_on_the_same_folder_however_it_is_named(
     assert next(claim for claim in claims if claim["id"] == "C3")["n"] > 0
     monkeypatch.chdir(tiny.parent)
     common = ["--prompts", texts, "--out", reported]
-    answer = run("report", "./llama", "--control", "none", *common)
+    answer = run("report", "--examples", "0", "./llama", "--control", "none", *common)
     assert answer.status == 0
     assert answer.out.endswith(f"report: {reported / PAGE}\n")
     assert "C1 " in answer.out
     assert json.loads((reported / SUMMARY).read_text())["model"] == str(tiny)
 
-    other = refused(run("report", control, "--control", "none", *common))
+    other = refused(run("report", "--examples", "0", control, "--control", "none", *common))
     assert f"hold a report on '{control}', got a report on '{tiny}'" in other
     assert other.endswith("choose another folder or pass --overwrite")
     before = contents(reported)
-    assert run("report", control, "--control", "none", *common, "--overwrite").status == 0
+    assert (
+        run(
+            "report", "--examples", "0", control, "--control", "none", *common, "--overwrite"
+        ).status
+        == 0
+    )
     assert contents(reported).keys() < before.keys()  # bands and symmetry need RoPE
 
 
@@ -343,7 +353,7 @@ def test_a_report_with_chat_gives_the_control_plain_texts(
     (folder / "chat_template.jinja").write_text(template)
     out = tmp_path / "report"
     common = ["--prompts", texts, "--limit", 2, "--control", control, "--out", out]
-    assert run("report", folder, "--chat", *common).status == 0
+    assert run("report", "--examples", "0", folder, "--chat", *common).status == 0
     tokens = pd.read_parquet(out / "patterns.parquet").token
     assert list(tokens[:3]) == ["<s>", "t1", "t0"]
     sentence = refused(run("concentration", control, "--prompts", texts, "--chat"))
@@ -362,7 +372,18 @@ def test_an_interrupt_leaves_the_old_report_as_it_was(
     else:
         monkeypatch.setattr(pd.DataFrame, "to_parquet", interrupt)
     before = contents(reported)
-    answer = run("report", tiny, "--control", "none", "--prompts", texts, "--out", reported)
+    answer = run(
+        "report",
+        "--examples",
+        "0",
+        tiny,
+        "--control",
+        "none",
+        "--prompts",
+        texts,
+        "--out",
+        reported,
+    )
     assert answer == (130, "", "error: interrupted; nothing half-written was left behind\n")
     assert contents(reported) == before
     assert [path.name for path in reported.parent.iterdir()] == [reported.name]
@@ -377,7 +398,9 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(
     monkeypatch.setattr(pd.DataFrame, "to_parquet", fill_up)
     before = contents(reported)
     options = ["--prompts", texts, "--limit", 2]
-    answer = run("report", tiny, "--control", "none", *options, "--out", reported)
+    answer = run(
+        "report", "--examples", "0", tiny, "--control", "none", *options, "--out", reported
+    )
     full = "the disk must have room, got 'No space left on device'; free some space or choose"
     assert refused(answer).startswith(full)
     assert contents(reported) == before
@@ -445,7 +468,9 @@ def test_a_control_that_rotates_is_refused(
     run: Run, tiny: Path, texts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report"
-    answer = run("report", tiny, "--control", tiny, "--prompts", texts, "--out", out)
+    answer = run(
+        "report", "--examples", "0", tiny, "--control", tiny, "--prompts", texts, "--out", out
+    )
     assert "control must be a model without rotary position embeddings" in refused(answer)
     assert not out.exists()
 
@@ -504,7 +529,7 @@ def test_an_output_that_is_something_else_is_refused(
 ) -> None:
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path, tmp_path / "file" / "report"):
-        sentence = refused(run("report", "any", "--out", out))
+        sentence = refused(run("report", "--examples", "0", "any", "--out", out))
         assert str(out) in sentence
         assert "must" in sentence
 
@@ -538,7 +563,7 @@ def test_a_prompt_beyond_the_context_names_the_option(
     message = "129 tokens; pass --max-length 128 to keep only its beginning"
     assert message in refused(run("concentration", tiny, "--prompts", path))
     options = ["--prompts", path, "--control", control, "--out", tmp_path / "report"]
-    assert message in refused(run("report", tiny, *options))
+    assert message in refused(run("report", "--examples", "0", tiny, *options))
     assert run("concentration", tiny, "--prompts", path, "--max-length", 128).status == 0
 
 
@@ -551,7 +576,12 @@ def test_a_prompt_beyond_the_context_of_the_control_alone_is_cut_and_that_is_sai
     small, texts, out = tmp_path / "small", tmp_path / "texts.txt", tmp_path / "report"
     save_model(model, small)
     texts.write_text(WORDS)
-    assert run("report", tiny, "--prompts", texts, "--control", small, "--out", out).status == 0
+    assert (
+        run(
+            "report", "--examples", "0", tiny, "--prompts", texts, "--control", small, "--out", out
+        ).status
+        == 0
+    )
     note = f"4 of 6 prompts were cut to 10 tokens, the context of {small}."
     assert note in (out / PAGE).read_text(encoding="utf-8")
 

@@ -5,11 +5,12 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from tiny_models import FAMILIES, PAD_ID
+from tokenizers import pre_tokenizers, processors
 
 from mi_massive.capture import capture_norms
 from mi_massive.evaluation import evaluate
@@ -62,10 +63,13 @@ def plain_text(prompt: str, n: int = N_NEW) -> str:
     return " ".join(f"t{token}" for token in new if token < PAD_ID - 2)
 
 
-@torch.no_grad()
 def plain_log_prob(prompt: str, option: str) -> float:
     """Of all tokens of an option, added up."""
-    before, after = ids_of(prompt), ids_of(option)
+    return sum_log_probs(ids_of(prompt), ids_of(option))
+
+
+@torch.no_grad()
+def sum_log_probs(before: list[int], after: list[int]) -> float:
     logits = untouched()(torch.tensor([before + after])).logits[0].double().log_softmax(dim=-1)
     places = range(len(before) - 1, len(before) + len(after) - 1)
     return sum(float(logits[place, token]) for place, token in zip(places, after, strict=True))
@@ -92,7 +96,7 @@ def words_task(n: int = len(QUESTIONS), **changes: Any) -> Task:
             Example(
                 id=f"e{number}",
                 prompt=QUESTIONS[number],
-                question=QUESTIONS[number],
+                question=f"{QUESTIONS[number]} t33",
                 answer=words[0] if number % 2 == 0 else words[-1],
                 options=OPTIONS[number],
                 gold=GOLD[number],
@@ -264,6 +268,31 @@ def test_in_a_chat_the_question_is_asked_in_the_models_template(model: HookedMod
         expected = [plain_log_prob(asked, option) for option in example.options]
         assert answer.log_probs == pytest.approx(expected, abs=1e-4)
     assert result.config.chat
+
+
+def test_an_option_opens_the_line_after_a_template_that_writes_all_tokens_itself(
+    model: HookedModel,
+) -> None:
+    """Where a space is a token and the tokenizer opens every plain text with a first token."""
+    chatting(model)
+    space, first = 61, PAD_ID - 1
+    backend = cast(Any, model.tokenizer).backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", first)]
+    )
+    example = Example(
+        id="e", prompt="t5 t9", question="t7", answer="t1", options=(" t1", " t3 t4"), gold=0
+    )
+    task = words_task(examples=(example,))
+    for chat, prompt, options in (
+        (False, [first, 5, space, 9], [[space, 1], [space, 3, space, 4]]),
+        (True, [first, space, 59, space, 7, space, 60, space], [[1], [3, space, 4]]),
+    ):
+        config = EvaluationConfig(readouts=("options",), chat=chat)
+        answer = evaluate(model, task, config=config).answers[0]
+        expected = [sum_log_probs(prompt, option) for option in options]
+        assert answer.log_probs == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_chat_without_a_template_is_refused(model: HookedModel) -> None:

@@ -18,7 +18,7 @@ from mi_massive.models.wheel import BUILT_IN
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
 RECORDS = EXPERIMENTS / "records"
-SCRIPTS = sorted(EXPERIMENTS.glob("*.py"))
+SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.py") if path.name[0] != "_")
 SAVED = sorted(RECORDS.glob("*.json"))
 PAGES = (ROOT / "README.md", EXPERIMENTS / "README.md")
 MAX_LINES = 150
@@ -64,6 +64,7 @@ def test_a_script_is_short(script: Path) -> None:
 @each_script
 def test_help_works(script: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))  # as when the script itself is started
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code in (0, None)

@@ -39,14 +39,23 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: ("tasks", "scores", "evaluation"),
     # Analyses that run models through the layers below.
     4: (
-        *("doctor", "arms", "contrasts", "disruption", "fluency", "_cells"),
+        *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
         *("conflict", "patching", "twins", "quantization", "sweep", "speed"),
         *("claims", "_verdicts", "_disruption_claims"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),
     # Argument parsing, and the package's public names.
-    6: ("study", "cli", "_disrupt_command", "_options", "_terminal", "__main__", "__init__"),
+    6: (
+        "study",
+        "cli",
+        "_disrupt_command",
+        "_list_commands",
+        "_options",
+        "_terminal",
+        "__main__",
+        "__init__",
+    ),
 }
 
 # Third-party packages that only these modules may import. An entry is a layer or a module.

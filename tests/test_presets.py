@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import llama, token_ids
+from tiny_models import llama, save_model, token_ids
 from torch import Tensor
 
 from mi_massive.interventions import Edits, Intervention, Selection, Value, Where, disrupt
@@ -16,11 +16,18 @@ from mi_massive.presets import PRESETS, preset, with_strength
 
 D_HEAD = 32
 """Room for the 22 dimensions of Gemma-2."""
+MASSIVE = 31
+"""The one massive dimension of every head of queries and keys; its pair hardly turns."""
 
 
 @pytest.fixture(scope="module", name="model")
 def fixture_model(tmp_path_factory: pytest.TempPathFactory) -> HookedModel:
-    return load_model(llama(head_dim=D_HEAD).save(tmp_path_factory.mktemp("llama")))
+    model = llama(head_dim=D_HEAD).build()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                weight[MASSIVE::D_HEAD] *= 30.0
+    return load_model(save_model(model, tmp_path_factory.mktemp("llama")))
 
 
 Log = list[dict[str, Tensor]]
@@ -81,7 +88,15 @@ def test_another_seed_edits_other_dimensions_where_the_table_says_so(
     one, same, other = (changed(model, preset(name, k=4, seed=s))[0]["k"] for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert torch.equal(one, other) != PRESETS[name].seeded
-    assert int(one[0, 0, 0].sum()) == (0 if name == "sink_preserving" else 4)
+    assert int(one[0, 0, 0].sum()) == {"sink_preserving": 0, "massive": 1}.get(name, 4)
+
+
+def test_massive_takes_what_is_above_the_threshold_whatever_k(model: HookedModel) -> None:
+    for k in (1, 9):
+        for layer in changed(model, preset("massive", k=k)):
+            for name in "qk":
+                dims = layer[name].any(dim=2).nonzero()[:, 2].tolist()
+                assert dims == [MASSIVE] * (2 * layer[name].shape[1])
 
 
 def test_treatments_and_controls_share_no_dimension(model: HookedModel) -> None:

@@ -27,13 +27,24 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "build_report": ["results", "path"],
     "capture_norms": ["model", "prompts"],
     "capture_patterns": ["model", "prompt", "norms"],
+    "compare": ["before", "after"],
     "concentration": ["norms"],
     "default_passages": [],
     "diagnose": ["model"],
+    "disrupt": ["model", "intervention"],
+    "disruption_hooks": ["model", "intervention"],
+    "evaluate": ["model", "task"],
     "load_model": ["name_or_path"],
+    "load_own_task": ["path"],
     "load_result": ["path"],
+    "load_task": ["name"],
+    "make_arms": ["presets"],
     "massive_mask": ["norms"],
+    "match_effect": ["model", "prompts", "control"],
+    "measure_effects": ["model", "prompts", "arms"],
+    "preset": ["name"],
     "read_prompts": ["source"],
+    "run_disruption": ["model", "tasks", "arms"],
     "run_study": ["model", "prompts"],
     "save_result": ["result", "path"],
     "scoreboard": ["concentration"],
@@ -51,7 +62,7 @@ def test_every_name_is_a_function_or_a_class():
 
 def test_the_names_kept_stable_are_there():
     stable = {"load_model", "capture_norms", "massive_mask", "top_k_mask", "concentration"}
-    assert stable | {"bands", "symmetry", "build_report"} <= set(NAMES)
+    assert stable | {"bands", "symmetry", "build_report", "disrupt", "evaluate"} <= set(NAMES)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -2,7 +2,9 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import sample_results as sample
 import torch
 from builders import build_geometry, build_norms, build_provenance
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mi_massive.claims import Claim, ScoreboardResult
+from mi_massive.disruption import DisruptionResult
 from mi_massive.norms import AttentionNorms, SiteSums
 from mi_massive.records import load_result, save_result, write_atomically
 from mi_massive.stats import Estimate, Interval
@@ -56,6 +59,20 @@ def test_nan_and_infinity_in_plain_numbers_survive(tmp_path: Path) -> None:
     assert estimate.high == math.inf
     assert math.isnan(estimate.p_value)
     assert isinstance(after.claims, tuple)
+
+
+def test_an_experiment_with_tasks_comes_back_whole(tmp_path: Path) -> None:
+    before = sample.disruption_result(ks=(4, 8))
+    after = load_result(save_result(before, tmp_path / "disruption.json"))
+    assert isinstance(after, DisruptionResult)
+    pd.testing.assert_frame_equal(after.to_frame(), before.to_frame())
+    pd.testing.assert_frame_equal(after.effects_frame(), before.effects_frame())
+    assert after.to_frame()["lost_share"].isna().any()
+    assert (after.arms, after.config) == (before.arms, before.config)
+    assert torch.equal(after.effects.sink_mass, before.effects.sink_mass)
+    assert after.effects.cross_entropy.isnan().any()
+    assert repr(after.contrasts) == repr(before.contrasts)
+    assert repr(after.cells) == repr(before.cells)
 
 
 @given(text=st.text(max_size=30))

@@ -13,7 +13,17 @@ from chromium import visit
 
 import mi_massive.report as report_module
 from mi_massive.bands import BandsConfig
-from mi_massive.report import ReportResults, build_report, folder, tables
+from mi_massive.disruption import INTACT, DisruptionConfig
+from mi_massive.published import published_for
+from mi_massive.report import (
+    ReportResults,
+    build_report,
+    disruption,
+    disruption_tables,
+    folder,
+    published,
+    tables,
+)
 from mi_massive.report.page import render_page
 from mi_massive.report.text import interval, number, p_value
 from mi_massive.viz import patterns as patterns_module
@@ -37,6 +47,7 @@ def results(**changes) -> ReportResults:
         "patterns": sample.patterns_result(),
         "control": sample.control_result(),
         "notes": ("The default prompts are English prose.", "patterns: Chosen by largest norm."),
+        "disruption": sample.disruption_result(),
     }
     return ReportResults(**(fields | changes))
 
@@ -83,7 +94,7 @@ def drawn(browser, page):
 def test_the_page_draws_everything_without_a_request_or_a_console_message(drawn):
     find = drawn.page.locator
     assert find("table.scoreboard tbody tr").count() == len(sample.scoreboard_result().claims)
-    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 6
+    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 11
     assert find(".mi-strip .colored-tokens").count() == 4
     assert find(".mi-patterns canvas").count() == 1
     assert drawn.page.evaluate("document.querySelector('.mi-patterns canvas').width") > 200
@@ -150,6 +161,15 @@ def test_a_phone_has_no_sideways_scroll_and_stacked_panels(browser, page):
         )
         assert tops == sorted(tops)
         assert tops[0] < tops[2]
+        scores = "document.querySelector('#figure-task-scores-generation .canvas')"
+        names = seen.page.evaluate(
+            f"Array.from({scores}.querySelectorAll('.annotation')).map("
+            "node => [node.textContent, node.getBoundingClientRect().right])"
+        )
+        assert {"passkey_128_6", "cities · at chance"} <= {name for name, _ in names}
+        assert max(right for _, right in names) <= chromium.PHONE["width"]
+        overlaps = seen.page.evaluate(_LEGEND_OVER_PLOT)
+        assert overlaps == []
         assert seen.messages == []
 
 
@@ -186,6 +206,7 @@ def test_text_from_model_and_user_stays_text(browser, tmp_path):
         bands=replace(sample.bands_result(), provenance=source),
         symmetry=replace(sample.symmetry_result(), provenance=source),
         patterns=replace(sample.patterns_result(tokens), provenance=source),
+        disruption=evil_disruption(model),
         notes=(EVIL[0] + "\ud800", f"bands: {EVIL[1]}"),
     )
     with visit(browser, build_report(evil, tmp_path / "evil")) as seen:
@@ -195,9 +216,19 @@ def test_text_from_model_and_user_stays_text(browser, tmp_path):
         shown = seen.page.locator(".colored-tokens").first.inner_text().replace("\u2060", "")
         for token in EVIL[:4]:
             assert token.replace(" ", "\u00a0") in shown
+        assert EVIL[1] in seen.page.locator("#figure-task-scores-generation").inner_text()
+        assert EVIL[1] in seen.page.locator("#disruption table").nth(1).inner_text()
         assert seen.page.locator("main img").count() == 0
         assert seen.requests == []
         assert seen.messages == []
+
+
+def evil_disruption(model):
+    """A user's own task with a name that would be markup."""
+    result = sample.disruption_result(model=model, ks=(4,))
+    cells = tuple(replace(c, task=EVIL[1]) if c.task == "gsm8k" else c for c in result.cells)
+    contrasts = tuple(replace(c, contextual_tasks=(EVIL[1],)) for c in result.contrasts)
+    return replace(result, cells=cells, contrasts=contrasts)
 
 
 # --- the page as text ---------------------------------------------------------------------------
@@ -294,6 +325,8 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "symmetry",
         "symmetry_phases",
         "patterns",
+        "disruption",
+        "disruption_effects",
     }
     assert {entry.name for entry in page.parent.iterdir()} == folder.OWN
     frame = pd.read_parquet(page.parent / "concentration.parquet")
@@ -352,15 +385,198 @@ def test_the_distance_of_two_clusters_is_shown_by_layer():
 
 def test_settings_of_the_analyses_stand_in_page_and_summary(page):
     config = json.loads((page.parent / "summary.json").read_text())["provenance"]["config"]
-    assert set(config) == {"concentration", "control", "bands", "symmetry"}
+    assert set(config) == {"concentration", "control", "bands", "symmetry", "disruption"}
     assert config["bands"] == asdict(sample.bands_result().config)
     table = tables.config_table(
         results(bands=replace(sample.bands_result(), config=SEED_7)).configs
     )
-    assert table.head == ("setting", "concentration", "control", "bands", "symmetry")
-    assert ("seed", "0", "0", "7", "0") in table.rows
-    assert ("max_gap", "–", "–", "–", "2") in table.rows
+    assert table.head == ("setting", "concentration", "control", "bands", "symmetry", "disruption")
+    assert ("seed", "0", "0", "7", "0", "0") in table.rows
+    assert ("max_gap", "–", "–", "–", "2", "–") in table.rows
+    assert ("chat", "–", "–", "–", "–", "False") in table.rows
     assert "Settings of the analyses" in page.read_text(encoding="utf-8")
+
+
+# --- disruption ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def disrupted():
+    return sample.disruption_result()
+
+
+def shown(estimate):
+    return f"{number(estimate.effect)} {interval(estimate)}"
+
+
+def test_a_report_without_disruption_is_silent_about_it_unless_a_note_speaks():
+    assert 'id="disruption"' not in render_page(bare())
+    text = render_page(bare(notes=("disruption: The tasks were not to be had.",)))
+    assert 'id="disruption"' in text
+    assert "The tasks were not to be had." in text
+
+
+def test_a_disruption_of_another_model_is_refused():
+    with pytest.raises(ValueError, match=r"must be of one model, got 'smollm2.* and 'other'"):
+        bare(disruption=sample.disruption_result(model="other", ks=(4,)))
+
+
+def test_the_section_asks_shows_and_limits(disrupted):
+    section = disruption.disruption_section(disrupted, title="What is lost?")
+    assert "arm “paper k=4”" in section.question
+    assert [picture.id for picture in section.pictures] == [
+        *("task-scores-generation", "task-scores-options"),
+        *("dose-generation", "dose-options", "sink"),
+    ]
+    assert "The other 21 arms are in the tables." in section.pictures[0].reading
+    limits = " ".join(section.limits)
+    for word in ("small model", "floors", "chosen on the whole", "smallest", "sink"):
+        assert word in limits
+
+
+def test_one_k_needs_no_dose_curve_and_no_long_tables():
+    section = disruption.disruption_section(sample.disruption_result(ks=(4,)), title="")
+    assert not any(picture.id.startswith("dose") for picture in section.pictures)
+    assert "other" not in section.pictures[0].reading
+    assert not any("every arm" in table.caption for table in section.tables)
+
+
+def test_the_arms_shown_are_those_at_the_verdicts_k_and_presets_without_it(disrupted):
+    lone = replace(disrupted.arms[0], preset="authors_qwen2", k=3)
+    added = replace(disrupted, arms=(*disrupted.arms, lone))
+    names = [arm.name for arm in disruption_tables.shown_arms(added)]
+    assert names == [arm.name for arm in disrupted.arms if arm.k == 4] + ["authors_qwen2 k=3"]
+
+
+@pytest.mark.parametrize("readout", ["generation", "options"])
+def test_the_table_of_scores_holds_every_cell_task_by_task(disrupted, readout):
+    table = disruption_tables.score_table(disrupted, readout)
+    cells = [c for c in disrupted.cells if c.readout == readout]
+    rows = {(row[1], row[0]): dict(zip(table.head, row, strict=True)) for row in table.rows}
+    assert len(rows) == len(table.rows) == len(cells)
+    for cell in cells:
+        row = rows[cell.arm, cell.task]
+        assert row["chance"] == number(cell.floor)
+        assert row["kind"] == cell.kind
+        if cell.task == "gsm8k" and cell.arm == sample.UNDEFINED_ARM:
+            assert row["share right"] == "undefined"
+            continue
+        assert row["share right"] == shown(cell.score)
+        assert row["n"] == "40 examples"
+        if cell.arm == INTACT:
+            assert {row["change"], row["p"], row["smallest detectable change"]} == {"–"}
+            continue
+        assert row["change"] == shown(cell.change)
+        assert row["p"] == "0.032"
+        smallest = "∞" if cell.task == "gsm8k" else "0.325"
+        assert row["smallest detectable change"] == smallest
+        lost = "at chance before" if cell.task == "cities" else number(cell.lost_share)
+        assert row["lost share"] == lost
+        if readout == "generation":
+            assert row["no answer found"] == "0.075"
+            legacy = "–" if cell.task.startswith("pairs") else shown(cell.legacy_score)
+            assert row["score, published grading"] == legacy
+            assert row["different 2-grams"] == shown(cell.distinct_2)
+        else:
+            assert row["right option minus the best other, nats"] == shown(cell.logit_diff)
+    tasks = [row[0] for row in table.rows]
+    assert tasks == sorted(tasks, key=list(dict.fromkeys(c.task for c in cells)).index)
+    assert next(row[1] for row in table.rows if row[0] == "cities") == INTACT
+
+
+def test_the_table_of_neutral_text_holds_the_estimates_of_every_arm(disrupted):
+    names = [arm.name for arm in disrupted.arms]
+    table = disruption_tables.effects_table(disrupted, names)
+    assert [row[0] for row in table.rows] == [INTACT, *names]
+    assert table.folded
+    for row in table.rows:
+        of, intact = disrupted.effects.of(row[0]), row[0] == INTACT
+        assert row[1] == ("–" if intact else "1.90" if "effect_matched" in row[0] else "1")
+        assert row[2] == shown(of["sink_mass"])
+        assert row[3] == ("–" if intact else shown(of["attention_kl"]))
+        if row[0] == sample.UNDEFINED_ARM:
+            assert row[4:7] == ("undefined", "undefined", "not tested")
+            continue
+        assert row[4] == shown(of["cross_entropy"])
+        assert row[5] == ("–" if intact else shown(of["added_cross_entropy"]))
+        assert row[6] == ("–" if intact else p_value(of["added_cross_entropy"].p_value))
+        assert row[7] == "4 prompts"
+
+
+def test_the_table_of_losses_holds_both_kinds_their_difference_and_the_control(disrupted):
+    lost = {(c.arm, c.readout): c for c in disrupted.contrasts}
+    names = ["paper k=4", "effect_matched k=4 seed=0"]
+    table = disruption_tables.contrast_table(disrupted, names, "generation")
+    assert not table.folded
+    first = lost["paper k=4", "generation"]
+    assert table.rows[0] == (
+        "paper k=4",
+        *map(shown, (first.contextual_loss, first.parametric_loss, first.contrast)),
+        "0.214",
+        "effect_matched k=4 seed=0",
+        shown(first.beyond_control),
+        "0.214",
+        "80 examples",
+    )
+    assert table.rows[1][5:8] == ("–", "–", "–")
+    undefined = disruption_tables.contrast_table(disrupted, names, "options").rows[0]
+    assert undefined[2:5] == ("undefined", "undefined", "not tested")
+
+
+def test_the_tasks_behind_the_losses_and_what_each_preset_does_are_named(disrupted):
+    counted = disruption_tables.counted_table(disrupted)
+    assert counted.rows == (
+        ("by generated answers", "passkey_128_6, pairs_open_book", "pairs_closed_book"),
+        ("by the most probable option", "passkey_128_6, pairs_open_book", "none"),
+    )
+    presets = {row[0]: row[1:] for row in disruption_tables.presets_table(disrupted).rows}
+    assert list(presets) == list(sample.DAMAGE)
+    assert presets["paper"][:2] == ("treatment", "1, 2, 4, 8")
+    assert presets["smallest"][0] == "control"
+    assert presets["smallest"][2] == disrupted.arms[8].summary
+
+
+def test_published_scores_stand_below_measured_ones_and_are_named_so(disrupted):
+    table = published.published_table(disrupted)
+    assert table is not None
+    assert table.folded
+    rows = [row for row in table.rows if row[0] == "passkey_128_6"]
+    own = {c.arm: c for c in disrupted.cells if c.task == rows[0][0] and c.readout == "generation"}
+    scores = [own[arm].score for arm in (INTACT, "smallest k=4", "paper k=4")]
+    values = [[float(end) for end in re.findall(r"[\d.]+", cell)] for cell in rows[0][3:6]]
+    assert values == [
+        pytest.approx([100 * s.effect, 100 * s.low, 100 * s.high], abs=0.06) for s in scores
+    ]
+    assert rows[0][6] == "paper k=4 against smallest k=4"
+    assert [row[2] for row in rows] == [
+        *("measured here", "measured here, published grading"),
+        *["published for another model"] * 3,
+    ]
+    assert [row[1] for row in rows[2:]] == [s.model for s in published_for("passkey_128_6")]
+    gemma = next(row for row in table.rows if row[:2] == ("gsm8k", "Gemma2-9B"))
+    assert gemma[3:] == ("81.3", "81.6", "15.1", "authors_gemma2")
+    assert {row[0] for row in table.rows} == {"passkey_128_6", "gsm8k", "cities"}
+    pairs = tuple(c for c in disrupted.cells if c.task.startswith("pairs"))
+    assert published.published_table(replace(disrupted, cells=pairs)) is None
+
+
+def test_without_the_papers_own_edit_its_column_is_empty(disrupted):
+    arms = tuple(arm for arm in disrupted.arms if arm.preset == "smallest")
+    table = published.published_table(replace(disrupted, arms=arms))
+    assert table is not None
+    assert table.rows[0][4] != "–"
+    assert table.rows[0][5:] == ("–", "smallest k=4")
+
+
+def test_the_parquet_tables_of_the_disruption_are_the_results_own(page, disrupted):
+    for name, frame in (
+        ("disruption", disrupted.to_frame()),
+        ("disruption_effects", disrupted.effects_frame()),
+    ):
+        pd.testing.assert_frame_equal(pd.read_parquet(page.parent / f"{name}.parquet"), frame)
+    config = json.loads((page.parent / "summary.json").read_text())["provenance"]["config"]
+    assert config["disruption"]["n_neutral"] == DisruptionConfig().n_neutral
+    assert config["disruption"]["readouts"] == ["generation", "options"]
 
 
 # --- the folder ---------------------------------------------------------------------------------
@@ -469,3 +685,12 @@ _CONTRAST = """() => {
   }
   return found;
 }"""
+
+_LEGEND_OVER_PLOT = """() => Array.from(document.querySelectorAll('#disruption .canvas'))
+  .filter(box => {
+    const legend = box.querySelector('.legend').getBoundingClientRect();
+    return Array.from(box.querySelectorAll('.bglayer, .xtitle')).some(node => {
+      const rect = node.getBoundingClientRect();
+      return rect.height > 0 && rect.top < legend.bottom && legend.top < rect.bottom;
+    });
+  }).map(box => box.getAttribute('aria-label').slice(0, 40))"""

@@ -78,6 +78,12 @@ def test_the_chosen_option_and_its_lead_by_hand(
     assert got.logit_diff == difference
 
 
+@pytest.mark.parametrize("gold", [0, 1])
+@pytest.mark.parametrize("value", [-1.0, math.nan, -math.inf])
+def test_options_that_are_all_alike_are_no_choice_of_the_first(value: float, gold: int) -> None:
+    assert answer(log_probs=(value, value), gold=gold).chooses_gold is False
+
+
 @pytest.mark.parametrize("changes", [{"log_probs": ()}, {"gold": None}])
 def test_an_answer_without_options_chooses_none(changes: dict[str, Any]) -> None:
     got = answer(**changes)

@@ -26,6 +26,7 @@ from mi_massive import (
 )
 
 TEXTS = [" ".join(f"t{(7 * i + j * j) % 61}" for j in range(6 + i)) for i in range(5)]
+NO_TASKS = "disruption: No intervention was run, so C4 and C5 are not judged."
 CONFIG = StudyConfig(
     concentration=ConcentrationConfig(ratio=2.0),
     bands=BandsConfig(ratio=2.0),
@@ -74,7 +75,7 @@ def test_the_first_prompt_is_shown_token_by_token(results: ReportResults) -> Non
     assert results.patterns is not None
     assert results.patterns.tokens == tuple(TEXTS[0].split())
     assert len(results.patterns.heads) == 2
-    assert results.notes == ()
+    assert results.notes == (NO_TASKS,)
 
 
 def test_options_of_the_capture_are_passed_on_to_both_models(
@@ -112,6 +113,7 @@ def test_prompts_beyond_the_context_of_the_control_alone_are_cut_and_that_is_sai
     assert results.control.provenance.prompts_digest == cut.provenance.prompts_digest
     torch.testing.assert_close(results.control.q.norms, cut.q)
     assert results.notes == (
+        NO_TASKS,
         f"control: 2 of 5 prompts were cut to 8 tokens, the context of {short_control.name}.",
     )
 
@@ -120,14 +122,14 @@ def test_prompts_that_max_length_cuts_for_both_models_need_no_note(
     model: HookedModel, short_control: HookedModel
 ) -> None:
     config = StudyConfig(max_length=8, n_pattern_heads=1)
-    assert run_study(model, TEXTS, control=short_control, config=config).notes == ()
+    assert run_study(model, TEXTS, control=short_control, config=config).notes == (NO_TASKS,)
 
 
 def test_what_is_left_out_is_said(control: HookedModel) -> None:
     results = run_study(control, TEXTS, config=StudyConfig(n_pattern_heads=0))
     assert (results.bands, results.symmetry, results.control, results.patterns) == (None,) * 4
     sections = [note.split(":")[0] for note in results.notes]
-    assert sections == ["bands", "symmetry", "control", "patterns"]
+    assert sections == ["bands", "symmetry", "control", "patterns", "disruption"]
     assert f"{control.name} does not rotate its queries and keys" in results.notes[0]
     assert "it was not asked for" in results.notes[3]
     undecided = {claim.id: claim.verdict for claim in results.scoreboard.claims}
@@ -137,7 +139,7 @@ def test_what_is_left_out_is_said(control: HookedModel) -> None:
 def test_a_checkpoint_without_a_head_has_no_patterns(tmp_path: Path) -> None:
     results = run_study(load_model(FAMILIES["bert_bare"].save(tmp_path)), TEXTS)
     assert results.patterns is None
-    assert results.notes[-1].startswith(
+    assert results.notes[-2].startswith(
         "patterns: Left out, because the checkpoint has no language"
     )
 

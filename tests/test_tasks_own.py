@@ -45,7 +45,7 @@ def test_open_answers_are_looked_for_and_numbers_are_the_last_stated(tmp_path):
 
 def test_the_kind_may_be_given_for_all(tmp_path):
     rows = [{"prompt": "The sky is", "answer": "blue"}]
-    assert load_own_task(write(tmp_path, *rows), "contextual").kind == "contextual"
+    assert load_own_task(write(tmp_path, *rows), kind="contextual").kind == "contextual"
 
 
 def test_named_columns_are_kept_and_others_filled(tmp_path):

@@ -9,9 +9,12 @@ import sample_results as sample
 import torch
 
 from mi_massive import viz
+from mi_massive.presets import PRESETS
+from mi_massive.scores import INTACT
 from mi_massive.viz import patterns as patterns_module
 from mi_massive.viz import save as save_module
-from mi_massive.viz.base import over_head_mean
+from mi_massive.viz.arms import STYLES
+from mi_massive.viz.base import DARK, over_head_mean
 from mi_massive.viz.patterns import (
     circuitsvis_bundle,
     display_token,
@@ -345,6 +348,235 @@ def test_two_views_in_one_notebook_are_both_drawn_without_a_request(tmp_path):
         assert seen.messages == []
 
 
+# --- disruption ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def disrupted():
+    return sample.disruption_result()
+
+
+def of_panel(figure, panel, **wanted):
+    """Traces of one panel whose attributes have these values."""
+    axis = f"x{panel + 1}" if panel else "x"
+    return [
+        t
+        for t in figure.data
+        if t.xaxis == axis and all(getattr(t, name) == value for name, value in wanted.items())
+    ]
+
+
+def cells_of(result, readout="generation"):
+    return {(c.arm, c.task): c for c in result.cells if c.readout == readout}
+
+
+def bars(trace, axis="x"):
+    """Lower and upper ends of a trace's error bars."""
+    middle, error = getattr(trace, axis), getattr(trace, f"error_{axis}")
+    low = [at - down for at, down in zip(middle, error.arrayminus, strict=True)]
+    return low, [at + up for at, up in zip(middle, error.array, strict=True)]
+
+
+def test_every_preset_has_a_look_of_its_own_that_a_dark_page_repaints():
+    assert set(STYLES) == {INTACT, *PRESETS}
+    assert len({(look.color, look.symbol) for look in STYLES.values()}) == len(STYLES)
+    assert len({look.symbol for look in STYLES.values()}) == len(STYLES)
+    assert {look.color for look in STYLES.values()} <= set(DARK)
+
+
+def test_task_scores_stand_at_the_score_with_its_interval_tasks_of_a_kind_together(disrupted):
+    figure = viz.plot_task_scores(disrupted, readout="generation")
+    assert [a.text for a in figure.layout.annotations] == [
+        *("<b>Contextual tasks</b>", "<b>Parametric tasks</b>"),
+        *("passkey_128_6", "pairs_open_book", "gsm8k", "pairs_closed_book", "cities · at chance"),
+    ]
+    cells = cells_of(disrupted)
+    for panel, tasks in enumerate((("passkey_128_6", "pairs_open_book", "gsm8k"), sample.MEMORY)):
+        (dots,) = of_panel(figure, panel, name="paper k=8")
+        scores = [cells["paper k=8", task].score for task in tasks]
+        assert list(dots.x) == pytest.approx([score.effect for score in scores], rel=1e-3)
+        low, high = bars(dots)
+        assert low == pytest.approx([score.low for score in scores], abs=1e-3)
+        assert high == pytest.approx([score.high for score in scores], abs=1e-3)
+        assert list(dots.y) == sorted(dots.y)
+
+
+def test_the_intact_model_is_the_first_row_of_every_task_and_chance_runs_through_all(disrupted):
+    figure = viz.plot_task_scores(disrupted, readout="options")
+    for panel, floors in ((0, [0.25, 0.5]), (1, [0.5, 0.5])):
+        (chance,) = of_panel(figure, panel, name="chance")
+        (first,) = of_panel(figure, panel, name=INTACT)
+        others = [t for t in of_panel(figure, panel, mode="markers") if t.name != INTACT]
+        assert list(chance.x[::3]) == list(chance.x[1::3]) == floors
+        for task in range(2):
+            top, bottom = chance.y[3 * task : 3 * task + 2]
+            rows = [y for t in others for y in t.y if y is not None and top < y < bottom]
+            assert len(rows) == len(disrupted.arms)
+            assert top < first.y[task] < min(rows)
+            assert max(rows) < bottom
+    assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1] == 0
+
+
+def test_seeds_of_a_preset_share_a_row_and_other_arms_do_not(disrupted):
+    figure = viz.plot_task_scores(disrupted, readout="generation")
+    (seeds,) = of_panel(figure, 0, name="random k=4 (2 seeds)")
+    assert len(seeds.y) == 2 * 3
+    assert len(set(seeds.y)) == 3
+    (other,) = of_panel(figure, 0, name="smallest k=4")
+    assert set(other.y).isdisjoint(seeds.y)
+
+
+def test_an_undefined_score_is_crossed_and_counted_and_never_a_dot(disrupted):
+    figure = viz.plot_task_scores(disrupted, readout="generation")
+    (dots,) = of_panel(figure, 0, name=sample.UNDEFINED_ARM)
+    assert len(dots.x) == 2
+    (cross,) = of_panel(figure, 0, name="undefined: 1 point")
+    assert cross.hovertext == (f"gsm8k, {sample.UNDEFINED_ARM}<br>undefined",)
+    (left,) = of_panel(figure, 0, name="norm_matched k=4")
+    gap = left.y[2] - left.y[1]
+    assert cross.y[0] == pytest.approx(dots.y[1] + gap)
+    assert "undefined: 1 point" in legend(figure)
+
+
+def test_only_the_arms_asked_for_are_shown_and_unknown_ones_refused(disrupted):
+    figure = viz.plot_task_scores(disrupted, readout="options", arms=["smallest k=2"])
+    assert legend(figure) == {INTACT, "smallest k=2", "chance"}
+    assert not any(name.startswith("undefined") for name in legend(figure))
+    with pytest.raises(ValueError, match=r"arms must be among paper k=4, .*got 'paper k=3'"):
+        viz.plot_task_scores(disrupted, readout="options", arms=["paper k=3"])
+
+
+@pytest.mark.parametrize("plot", [viz.plot_task_scores, viz.plot_dose, viz.plot_sink])
+def test_a_read_out_that_was_not_run_is_refused(disrupted, plot):
+    few = replace(disrupted, cells=tuple(c for c in disrupted.cells if c.readout == "options"))
+    with pytest.raises(ValueError, match=r"readout must be one of options, got 'generation'"):
+        plot(few, readout="generation")
+
+
+def test_a_users_task_name_is_shown_as_text_and_not_as_markup(disrupted):
+    name = "<a href='https://x.test'>&</a>"
+    cells = tuple(replace(c, task=name) if c.task == "cities" else c for c in disrupted.cells)
+    figure = viz.plot_task_scores(replace(disrupted, cells=cells), readout="generation")
+    shown = "&lt;a href='https://x.test'&gt;&amp;&lt;/a&gt;"
+    assert figure.layout.annotations[-1].text == f"{shown} · at chance"
+    hovered = [text for t in figure.data for text in t.hovertext or () if "x.test" in text]
+    assert len(hovered) == 1 + len(disrupted.arms)
+    assert not any("<a" in text for text in hovered)
+
+
+def test_the_dose_curve_of_a_preset_holds_its_losses_in_the_order_of_k(disrupted):
+    figure = viz.plot_dose(disrupted, readout="generation")
+    lost = {c.arm: c for c in disrupted.contrasts if c.readout == "generation"}
+    arms = [f"paper k={k}" for k in sample.KS]
+    added = [disrupted.effects.of(arm)["added_cross_entropy"] for arm in arms]
+    for panel, values in enumerate(
+        (
+            [lost[arm].contextual_loss for arm in arms],
+            [lost[arm].parametric_loss for arm in arms],
+            added,
+        )
+    ):
+        (line,) = of_panel(figure, panel, name="paper")
+        assert list(line.y) == pytest.approx([v.effect for v in values], abs=2e-3)
+        low, high = bars(line, "y")
+        assert low == pytest.approx([v.low for v in values], abs=2e-3)
+        assert high == pytest.approx([v.high for v in values], abs=2e-3)
+        assert list(line.x) == pytest.approx(sample.KS, rel=0.1)
+    assert figure.layout.xaxis.type == "log"
+    assert figure.layout.xaxis.ticktext == ("1", "2", "4", "8")
+
+
+def test_seeds_are_averaged_and_their_range_is_the_bar(disrupted):
+    figure = viz.plot_dose(disrupted, readout="generation")
+    (line,) = of_panel(figure, 0, name="random (mean of 2 seeds)")
+    at = sample.KS.index(8)
+    seeds = [c.contextual_loss.effect for c in disrupted.contrasts if "random k=8" in c.arm][:2]
+    assert line.y[at] == pytest.approx(sum(seeds) / 2, rel=1e-3)
+    low, high = bars(line, "y")
+    assert (low[at], high[at]) == (
+        pytest.approx(min(seeds), abs=1e-3),
+        pytest.approx(max(seeds), abs=1e-3),
+    )
+    assert line.hovertext[at].endswith("mean and range of 2 of 2 seeds")
+
+
+@pytest.mark.parametrize("readout", ["generation", "options"])
+def test_the_axes_of_the_dose_curves_hold_every_bar_and_losses_share_one_scale(disrupted, readout):
+    figure = viz.plot_dose(disrupted, readout=readout)
+    assert figure.layout.yaxis.range == figure.layout.yaxis2.range
+    for panel, axis in enumerate(("yaxis", "yaxis2", "yaxis3")):
+        bottom, top = figure.layout[axis].range
+        lines = of_panel(figure, panel, mode="lines+markers")
+        assert len(lines) == len(sample.DAMAGE)
+        for line in lines:
+            defined = [at for at, value in enumerate(line.y) if value is not None]
+            for at in defined:
+                assert bottom < line.y[at] - line.error_y.arrayminus[at]
+                assert line.y[at] + line.error_y.array[at] < top
+
+
+def test_an_undefined_dose_is_a_gap_with_a_cross_and_counted(disrupted):
+    figure = viz.plot_dose(disrupted, readout="generation")
+    (line,) = of_panel(figure, 2, name="norm_matched")
+    assert line.y[-1] is None
+    assert None not in line.y[:-1]
+    (cross,) = of_panel(figure, 2, name="undefined: 1 point")
+    assert cross.x == (pytest.approx(line.x[-1]),)
+    assert figure.layout.yaxis3.range[0] < cross.y[0] < figure.layout.yaxis3.range[1]
+    assert "undefined: 1 point" in legend(figure)
+
+
+def test_a_panel_without_a_task_above_chance_says_so(disrupted):
+    figure = viz.plot_dose(disrupted, readout="options")
+    words = [a for a in figure.layout.annotations if a.text.startswith("no task above chance")]
+    assert [a.xref for a in words] == ["x2 domain"]
+    assert all(set(t.y) == {None} for t in of_panel(figure, 1))
+    assert "undefined: 1 point" in legend(figure)
+
+
+def test_one_k_alone_still_gives_a_figure():
+    one = viz.plot_dose(sample.disruption_result(ks=(4,)), readout="generation")
+    assert one.layout.xaxis.ticktext == ("4",)
+
+
+def test_every_arm_stands_at_its_sink_and_damage_with_its_k(disrupted):
+    figure = viz.plot_sink(disrupted, readout="generation")
+    lost = {c.arm: c for c in disrupted.contrasts if c.readout == "generation"}
+    arms = [arm.name for arm in disrupted.arms if arm.preset == "sink_preserving"]
+    measured = [disrupted.effects.of(arm) for arm in arms]
+    (signs,) = of_panel(figure, 0, name="sink_preserving")
+    assert signs.text == tuple(str(k) for k in sample.RUN_ORDER)
+    assert list(signs.x) == pytest.approx([m["sink_mass"].effect for m in measured], rel=1e-3)
+    assert list(signs.y) == pytest.approx(
+        [m["added_cross_entropy"].effect for m in measured], abs=2e-3
+    )
+    _, full, hollow = of_panel(figure, 1, legendgroup="sink_preserving")
+    assert list(full.y) == pytest.approx([lost[a].contextual_loss.effect for a in arms], abs=1e-3)
+    assert list(hollow.y) == pytest.approx([lost[a].parametric_loss.effect for a in arms], abs=1e-3)
+    assert (full.marker.symbol, hollow.marker.symbol) == ("triangle-up", "triangle-up-open")
+    upright = [line.x0 for line in figure.layout.shapes if line.x0 == line.x1]
+    assert upright == [pytest.approx(sample.INTACT_SINK)] * 2
+
+
+def test_an_arm_without_a_defined_damage_is_crossed_at_its_sink_and_counted(disrupted):
+    figure = viz.plot_sink(disrupted, readout="generation")
+    (signs,) = of_panel(figure, 0, name="norm_matched")
+    assert "8" not in signs.text
+    (cross,) = of_panel(figure, 0, name="undefined: 1 point")
+    assert cross.hovertext == (f"{sample.UNDEFINED_ARM}<br>added cross-entropy: undefined",)
+    assert cross.x == (pytest.approx(sample.DAMAGE["norm_matched"][2]),)
+    assert "undefined: 1 point" in legend(figure)
+
+
+def test_an_undefined_sink_is_neither_drawn_nor_marked(disrupted):
+    nothing = torch.full_like(disrupted.effects.sink_mass, torch.nan)
+    broken = replace(disrupted, effects=replace(disrupted.effects, sink_mass=nothing))
+    figure = viz.plot_sink(broken, readout="generation")
+    assert all(set(t.x) == {None} for t in figure.data if "undefined" not in (t.name or ""))
+    assert f"undefined: {3 * len(disrupted.arms)} points" in legend(figure)
+    assert json_for_html(figure.to_dict()["data"])
+
+
 # --- saving -------------------------------------------------------------------------------------
 
 
@@ -366,6 +598,16 @@ def test_figures_are_saved_as_png_and_svg_without_their_slider(
     assert "Queries, 9 heads" in svg
     assert "slider-" not in svg
     assert len(figure.layout.sliders) == 1
+
+
+def test_figures_of_the_disruption_are_saved_as_png_and_svg(
+    disrupted, tmp_path: Path, browser_for_kaleido
+):
+    figure = viz.plot_task_scores(disrupted, readout="options", arms=["paper k=4"])
+    svg = viz.save_figure(figure, tmp_path / "scores.svg").read_text(encoding="utf-8")
+    assert "pairs_open_book" in svg
+    png = viz.save_figure(viz.plot_sink(disrupted, readout="options"), tmp_path / "sink.png")
+    assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_an_unknown_ending_is_refused(result, tmp_path):

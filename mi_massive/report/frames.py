@@ -55,6 +55,8 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "symmetry": lambda results: results.symmetry and results.symmetry.to_frame(),
     "symmetry_phases": lambda results: results.symmetry and results.symmetry.phase_frame(),
     "patterns": _patterns,
+    "disruption": lambda results: results.disruption and results.disruption.to_frame(),
+    "disruption_effects": lambda results: results.disruption and results.disruption.effects_frame(),
 }
 """How each table is made, None where the results lack it. A report writes and owns these names and
 no other Parquet file."""

@@ -114,6 +114,9 @@ def _provenance(results: ReportResults) -> list[tables.Table]:
     shown = [tables.provenance_table("The model", results.provenance)]
     if results.control is not None:
         shown.append(tables.provenance_table("The control", results.control.provenance))
+    if results.disruption is not None:
+        source = results.disruption.provenance
+        shown.append(tables.provenance_table("The disruption’s neutral text", source))
     return [*shown, tables.config_table(results.configs)]
 
 

@@ -31,27 +31,32 @@
   /* On a narrow page the panels of a row stand below each other. */
   function stack(layout, legendEntries) {
     var panels = layout.meta.panels;
-    var gap = panels > 1 ? 0.3 / panels : 0;
+    var tall = layout.meta.panel_height || 235;
+    var gap = panels > 1 ? 70 / (panels * tall) : 0;
     var each = (1 - gap * (panels - 1)) / panels;
     for (var panel = 0; panel < panels; panel += 1) {
-      var top = 1 - panel * (each + gap);
+      var end = 1 - panel * (each + gap);
       axis(layout, "x", panel).domain = [0, 1];
-      axis(layout, "y", panel).domain = [Math.max(0, top - each), top];
+      axis(layout, "y", panel).domain = [Math.max(0, end - each), end];
       axis(layout, "y", panel).title = axis(layout, "y", 0).title;
       if (panel < panels - 1) delete axis(layout, "x", panel).title;
     }
-    var bottom = 74 + 26 * legendEntries;
-    layout.margin = { l: 58, r: 8, t: 34, b: bottom, pad: 2 };
-    layout.height = bottom + 34 + panels * 235;
+    var above = layout.legend.yanchor === "bottom";
+    var legend = 26 * legendEntries;
+    var top = 34 + (above ? legend : 0);
+    var bottom = 74 + (above ? 0 : legend);
+    var left = axis(layout, "y", 0).showticklabels === false ? 8 : 58;
+    layout.margin = { l: left, r: 8, t: top, b: bottom, pad: 2 };
+    layout.height = top + bottom + panels * tall;
     Object.assign(layout.legend, { orientation: "v", font: { size: 11 } });
-    layout.legend.y = -50 / (panels * 235);
+    layout.legend.y = above ? 1 + 30 / (panels * tall) : -50 / (panels * tall);
     if (layout.coloraxis) {
       var bar = layout.coloraxis.colorbar;
       bar.orientation = "h";
       bar.title = { text: bar.title.text.split("<br>").join(" ").trim(), side: "top", font: { size: 12 } };
       bar.len = 1;
       bar.x = 0.5;
-      bar.y = 1 + 34 / (panels * 235);
+      bar.y = 1 + 34 / (panels * tall);
       bar.yanchor = "bottom";
       bar.ypad = 0;
       /* Enough for the bar: a margin that Plotly has to enlarge displaces the axis titles. */

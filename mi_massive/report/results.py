@@ -1,11 +1,12 @@
 """What a report is built from."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from mi_massive.bands import BandsResult
 from mi_massive.claims import ScoreboardResult
 from mi_massive.concentration import ConcentrationResult
+from mi_massive.disruption import DisruptionResult
 from mi_massive.patterns import PatternsResult
 from mi_massive.records import Provenance
 from mi_massive.symmetry import SymmetryResult
@@ -25,11 +26,13 @@ class ReportResults:
     """Concentration of a model without rotary position embeddings."""
     notes: tuple[str, ...]
     """Sentences for the reader, such as why a part was left out. A note that opens with a section's
-    word and a colon ("bands: ...", also concentration, control, symmetry, patterns) stands in that
-    section, any other at the top of the page."""
+    word and a colon ("bands: ...", also concentration, control, symmetry, patterns, disruption)
+    stands in that section, any other at the top of the page."""
+    disruption: DisruptionResult | None = None
+    """The experiment with tasks; a report without it has no such section."""
 
     def __post_init__(self) -> None:
-        own = (self.scoreboard, self.bands, self.symmetry, self.patterns)
+        own = (self.scoreboard, self.bands, self.symmetry, self.patterns, self.disruption)
         model = self.provenance.model
         for result in own:
             if result is not None and result.provenance.model != model:
@@ -51,7 +54,18 @@ class ReportResults:
             "control": self.control,
             "bands": self.bands,
             "symmetry": self.symmetry,
+            "disruption": self.disruption,
         }
         return {
-            word: asdict(result.config) for word, result in analyses.items() if result is not None
+            word: _flat(asdict(result.config))
+            for word, result in analyses.items()
+            if result is not None
         }
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those of a nested config among them."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= cast("dict[str, Any]", value) if isinstance(value, dict) else {name: value}
+    return flat

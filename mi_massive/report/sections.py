@@ -1,14 +1,15 @@
 """What the page says about each analysis: the question, the figures, the tables and the limits."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mi_massive.bands import BandsResult
 from mi_massive.concentration import ConcentrationResult
 from mi_massive.patterns import PatternsResult
 from mi_massive.report import tables
+from mi_massive.report.disruption import disruption_section
 from mi_massive.report.pictures import Picture, picture
 from mi_massive.report.results import ReportResults
-from mi_massive.report.tables import Table
+from mi_massive.report.section import Section
 from mi_massive.symmetry import SymmetryResult
 from mi_massive.viz.curve import plot_curve
 from mi_massive.viz.halves import plot_halves
@@ -18,27 +19,12 @@ from mi_massive.viz.patterns import json_for_html, patterns_data
 from mi_massive.viz.wavelengths import plot_wavelengths
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
-    """One analysis on the page."""
-
-    word: str
-    """The analysis, as everywhere else: concentration, control, bands, symmetry, patterns."""
-    title: str
-    question: str
-    """What it answers, in plain words."""
-    limits: tuple[str, ...]
-    """What it does not show."""
-    pictures: tuple[Picture, ...] = ()
-    tables: tuple[Table, ...] = ()
-    tokens: str | None = None
-    """Data of the CircuitsVis views, inert JSON."""
-    absent: bool = False
-    notes: tuple[str, ...] = ()
-
-
 def sections(results: ReportResults) -> list[Section]:
-    """Every section in the order of the page; one without a result says so."""
+    """Every section in the order of the page; one without a result says so.
+
+    Disruption is an experiment of its own: a report without it is silent unless a note speaks of
+    it.
+    """
     made = [
         _concentration(results.concentration, results.control),
         _control(results.control, results.concentration) if results.control else _absent("control"),
@@ -46,6 +32,10 @@ def sections(results: ReportResults) -> list[Section]:
         _symmetry(results.symmetry, results) if results.symmetry else _absent("symmetry"),
         _patterns(results.patterns) if results.patterns else _absent("patterns"),
     ]
+    if results.disruption:
+        made.append(disruption_section(results.disruption, title=_TITLES["disruption"]))
+    elif _notes("disruption", results):
+        made.append(_absent("disruption"))
     return [replace(section, notes=_notes(section.word, results)) for section in made]
 
 
@@ -60,6 +50,7 @@ _TITLES = {
     "bands": "Which rotary frequencies hold the energy?",
     "symmetry": "Do the two halves of a head mirror each other?",
     "patterns": "The massive dimension, token by token",
+    "disruption": "What does the model lose with its massive values?",
 }
 
 

@@ -21,7 +21,7 @@ _KINDS: Final[tuple[str, ...]] = get_args(Kind)
 _OPTIONAL: Final = ("id", "question", "condition", "group")
 
 
-def load_own_task(path: str | Path, kind: Kind | None = None, *, max_new_tokens: int = 32) -> Task:
+def load_own_task(path: str | Path, *, kind: Kind | None = None, max_new_tokens: int = 32) -> Task:
     """Load a task from a file with one example a row.
 
     Columns: `prompt` and `answer`; where wanted `options`, one of which is the answer, `kind`,

@@ -5,19 +5,25 @@ colour range is marked and counted, never clipped unseen.
 """
 
 from mi_massive.viz.curve import plot_curve
+from mi_massive.viz.dose import plot_dose
 from mi_massive.viz.halves import plot_halves
 from mi_massive.viz.heads import plot_heads
 from mi_massive.viz.layers import plot_layers
 from mi_massive.viz.patterns import view_patterns
 from mi_massive.viz.save import find_browser, save_figure
+from mi_massive.viz.sink import plot_sink
+from mi_massive.viz.task_scores import plot_task_scores
 from mi_massive.viz.wavelengths import plot_wavelengths
 
 __all__ = [
     "find_browser",
     "plot_curve",
+    "plot_dose",
     "plot_halves",
     "plot_heads",
     "plot_layers",
+    "plot_sink",
+    "plot_task_scores",
     "plot_wavelengths",
     "save_figure",
     "view_patterns",

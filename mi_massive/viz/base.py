@@ -1,8 +1,9 @@
 """What all figures share: colours, the look of axes, rows of panels, rounding.
 
 Colours follow Okabe and Ito and keep one meaning everywhere: queries blue, keys vermillion, values
-bluish green. Backgrounds are transparent; `DARK` maps every colour of a figure to its twin for a
-dark ground, so that a page can repaint a figure by replacing text.
+bluish green; arms of an experiment have colours of their own. Backgrounds are transparent; `DARK`
+maps every colour of a figure to its twin for a dark ground, so that a page can repaint a figure by
+replacing text.
 """
 
 import html
@@ -35,6 +36,16 @@ FILLS: Final[dict[Projection, str]] = {
 }
 NAMES: Final[dict[Projection, str]] = {"q": "Queries", "k": "Keys", "v": "Values"}
 
+# Arms of an experiment (Tol's muted scheme, darkened): treatments red to purple, controls cool.
+WINE: Final = "#882255"
+PURPLE: Final = "#aa4499"
+ROSE: Final = "#c4566a"
+BROWN: Final = "#7a4a1e"
+INDIGO: Final = "#332288"
+GREEN: Final = "#117733"
+TEAL: Final = "#2a8c7c"
+OLIVE: Final = "#7f7a1f"
+
 DARK: Final[dict[str, str]] = {
     INK: "#e9e6df",
     MUTED: "#a9a499",
@@ -44,6 +55,14 @@ DARK: Final[dict[str, str]] = {
     COLOURS["q"]: "#56b4e9",
     COLOURS["k"]: "#f2904d",
     COLOURS["v"]: "#35c79b",
+    WINE: "#e07aae",
+    PURPLE: "#d58ad0",
+    ROSE: "#f09ba8",
+    BROWN: "#d6a06e",
+    INDIGO: "#a79cf0",
+    GREEN: "#6cc98a",
+    TEAL: "#6fd0c0",
+    OLIVE: "#cfc85a",
     FILLS["q"]: "rgba(86,180,233,0.22)",
     FILLS["k"]: "rgba(242,144,77,0.22)",
     FILLS["v"]: "rgba(53,199,155,0.22)",
@@ -101,13 +120,13 @@ def figure(
         "annotations": [_panel_title(title, panel) for panel, title in enumerate(titles)],
     }
     for panel in range(len(titles)):
-        base[_axis_key("x", panel)] = _axis(x) | {
+        base[panel_axis("x", panel)] = _axis(x) | {
             "domain": _domain(panel, len(titles)),
             "anchor": _axis_id("y", panel),
         }
-        base[_axis_key("y", panel)] = _axis(y) | {"anchor": _axis_id("x", panel)}
+        base[panel_axis("y", panel)] = _axis(y) | {"anchor": _axis_id("x", panel)}
         if panel:
-            base[_axis_key("y", panel)].pop("title", None)
+            base[panel_axis("y", panel)].pop("title", None)
     if not any(trace.get("name") and trace.get("showlegend", True) for trace in traces):
         base["height"] -= _LEGEND_SPACE
         base["margin"]["b"] -= _LEGEND_SPACE
@@ -124,6 +143,11 @@ def figure(
 def panel_axes(panel: int) -> Spec:
     """The axes of one panel, as a trace names them."""
     return {"xaxis": _axis_id("x", panel), "yaxis": _axis_id("y", panel)}
+
+
+def panel_axis(letter: str, panel: int) -> str:
+    """One axis of a panel, as the layout names it."""
+    return f"{letter}axis" if panel == 0 else f"{letter}axis{panel + 1}"
 
 
 def layer_slider(layers: Sequence[int], shown: int) -> list[Spec]:
@@ -212,10 +236,6 @@ def _rounded(value: Any, digits: int) -> Any:
 
 def _axis_id(letter: str, panel: int) -> str:
     return letter if panel == 0 else f"{letter}{panel + 1}"
-
-
-def _axis_key(letter: str, panel: int) -> str:
-    return f"{letter}axis" if panel == 0 else f"{letter}axis{panel + 1}"
 
 
 def _domain(panel: int, n_panels: int) -> list[float]:

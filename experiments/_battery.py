@@ -1,0 +1,106 @@
+"""What the disruption experiments share: options, the run with kept cells, printed rows."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mi_massive import load_model, save_result
+from mi_massive.arms import make_arms
+from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
+from mi_massive.scores import EvaluationConfig
+from mi_massive.tasks import load_task
+
+HERE = Path(__file__).parent
+TASKS = (
+    *("passkey_128_6", "pairs_open_book", "pairs_counterfactual", "letters"),
+    *("pairs_closed_book", "letters_recall", "cities", "sports"),
+)
+"""Those that the default model can do, and two yes/no categories, at which it is at chance."""
+
+
+def add_options(
+    parser: argparse.ArgumentParser, *, presets: Sequence[str], ks: Sequence[int], n_seeds: int
+) -> None:
+    """Options of every disruption experiment, with the defaults of this one."""
+    parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--limit", type=int, default=40, help="examples of each task")
+    parser.add_argument("--presets", nargs="+", default=list(presets))
+    parser.add_argument("--k", nargs="+", type=int, default=list(ks))
+    parser.add_argument("--seeds", type=int, default=n_seeds)
+    parser.add_argument(
+        *("--generate",),
+        nargs="*",
+        default=["passkey_128_6"],
+        help="tasks answered by generation too; 'all' for every task",
+    )
+    parser.add_argument("--data", type=Path, help="folder with TASK.jsonl for tasks of the hub")
+    parser.add_argument("--chat", action="store_true", help="ask in the chat template")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--cells", type=Path, default=HERE.parent / "cells")
+    parser.add_argument("--out", type=Path, default=HERE / "records")
+
+
+def run(experiment: str, name: str, given: argparse.Namespace) -> DisruptionResult:
+    """Run one model on every task and arm, and record it; finished cells are taken from disk."""
+    model = load_model(name, device=given.device, dtype=getattr(torch, given.dtype))
+    encode = model.tokenizer.encode
+
+    def count(text: str) -> int:
+        return len(encode(text, add_special_tokens=False))
+
+    files = {task: given.data and given.data / f"{task}.jsonl" for task in given.tasks}
+    tasks = [
+        load_task(
+            task,
+            data=file if file is not None and file.exists() else None,
+            limit=given.limit,
+            count_tokens=count,
+        )
+        for task, file in files.items()
+    ]
+    arms = make_arms(given.presets, ks=given.k, n_seeds=given.seeds)
+    config = DisruptionConfig(
+        evaluation=EvaluationConfig(
+            readouts=("generation", "options"), chat=given.chat, batch_size=given.batch_size
+        ),
+        generated=None if "all" in given.generate else tuple(given.generate),
+    )
+    total, done = (1 + len(arms)) * len(tasks), 0
+
+    def progress(n: int) -> None:
+        nonlocal done
+        done += n
+        print(f"{done}/{total} cells", flush=True)
+
+    result = run_disruption(
+        model, tasks, arms, config=config, cells=given.cells, on_progress=progress
+    )
+    path = save_result(result, given.out / f"{experiment}_{Path(name).name.lower()}.json")
+    print(f"record: {path}")
+    return result
+
+
+def print_scores(result: DisruptionResult) -> None:
+    """One line a cell, an arm's effects and its contrast."""
+    for c in result.cells:
+        print(
+            f"{c.arm:28} {c.task:22} {c.kind:10} {c.readout:10} n={c.score.n} "
+            f"{c.score.effect:.3f} [{c.score.low:.3f}, {c.score.high:.3f}] chance {c.floor:.2f} "
+            f"change {c.change.effect:+.3f} p={c.change.p_value:.3g} lost {c.lost_share:.2f}"
+        )
+    for arm in result.effects.arms:
+        effects = {name: f"{e.effect:.3f}" for name, e in result.effects.of(arm).items()}
+        print(f"{arm:28} {effects}")
+    for c in result.contrasts:
+        print(
+            f"{c.arm:28} {c.readout:10} contextual loss {c.contextual_loss.effect:.2f} parametric "
+            f"{c.parametric_loss.effect:.2f} contrast {c.contrast.effect:+.2f} "
+            f"[{c.contrast.low:+.2f}, {c.contrast.high:+.2f}] beyond control "
+            f"{c.beyond_control.effect:+.2f} [{c.beyond_control.low:+.2f}, "
+            f"{c.beyond_control.high:+.2f}]"
+        )

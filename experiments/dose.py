@@ -1,0 +1,29 @@
+"""How do treatment and controls compare at each dose k (C4, C5)?
+
+Question: is there a dose at which the largest dimensions cost more than others of the same number?
+Refuted by: curves of the controls that lie on or above that of the treatment at every k.
+Cost: about half an hour on two cores for the default model and tasks; cells are shared with table1.
+Command: python experiments/dose.py
+"""
+
+import argparse
+
+from _battery import add_options, print_scores, run
+
+PRESETS = ("paper", "random", "norm_matched")
+TASKS = ("passkey_128_6", "pairs_counterfactual", "pairs_closed_book", "letters_recall")
+"""Two contextual and two parametric tasks that the default model can do."""
+
+
+def main() -> None:
+    """Run every dose."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(options, presets=PRESETS, ks=(1, 2, 4, 8), n_seeds=1)
+    options.set_defaults(tasks=list(TASKS))
+    given = options.parse_args()
+    for name in given.models:
+        print_scores(run("dose", name, given))
+
+
+if __name__ == "__main__":
+    main()

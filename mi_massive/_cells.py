@@ -1,0 +1,66 @@
+"""Results kept on disk as soon as they are there, found again by everything they depend on.
+
+A cell is one result, written whole and renamed, under a name that holds a hash of the model, the
+code's version and every argument. A killed run leaves complete cells or none; a damaged one is
+computed again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from mi_massive.models.base import HookedModel
+from mi_massive.records import load_result, save_result
+
+T = TypeVar("T")
+
+
+def kept(
+    folder: Path | None,
+    label: str,
+    model: HookedModel,
+    arguments: Mapping[str, object],
+    compute: Callable[[], T],
+) -> T:
+    """The result of `compute`, from the folder if it is there, else computed and stored.
+
+    Args:
+        folder: Where cells lie; None computes every time.
+        label: Beginning of the file's name, for people.
+        model: The model that `compute` runs.
+        arguments: Everything else that the result depends on: plain data and dataclasses.
+        compute: Gives a result that `save_result` takes.
+    """
+    if folder is None:
+        return compute()
+    path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}-{_key(model, arguments)}.json"
+    if path.exists():
+        try:
+            return cast(T, load_result(path))
+        except (ValueError, FileNotFoundError):  # cut short by a full disk or edited by hand
+            path.unlink()
+    result = compute()
+    save_result(result, path)
+    # Read back, so that a resumed run and this one hold the same.
+    return cast(T, load_result(path))
+
+
+def _key(model: HookedModel, arguments: Mapping[str, object]) -> str:
+    listed = {
+        "model": [model.name, model.revision, model.weights_note, str(model.dtype), model.kernel],
+        "version": version("mi-massive"),
+        **arguments,
+    }
+    text = json.dumps(listed, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"$type": type(value).__qualname__, **dataclasses.asdict(cast(Any, value))}
+    raise TypeError(f"arguments must be plain data or dataclasses, got {type(value).__name__}")

@@ -1,0 +1,165 @@
+"""`mi-massive disrupt`: tasks and neutral text under chosen edits."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mi_massive import _options as opt
+from mi_massive._terminal import columns_of, print_json, print_records, progress
+from mi_massive.models.wheel import DEFAULT_MODEL
+from mi_massive.records import save_result
+from mi_massive.tasks import TASKS, Task, load_own_task, load_task
+
+_READOUTS = "generation,options"
+
+
+def disrupt_command(
+    model: opt.Model = DEFAULT_MODEL,
+    *,
+    preset: Annotated[
+        str, typer.Option(help="Arms, with commas; `mi-massive presets` lists them.")
+    ] = "paper,random",
+    k: Annotated[str, typer.Option(help="Dimensions of each head, with commas.")] = "4",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of arms that draw.")] = 1,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Tasks, with commas; `pairs` means all pairs_*, a .jsonl file is a task of yours."
+        ),
+    ] = "pairs",
+    data: Annotated[
+        Path | None, typer.Option(help="Rows of a task of the hub, or a folder of TASK.jsonl.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task.")] = None,
+    readout: Annotated[
+        str, typer.Option(help="generation, options, or both with a comma.")
+    ] = _READOUTS,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps finished cells; a killed run goes on from there."),
+    ] = None,
+    chat: opt.Chat = False,
+    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    revision: opt.Revision = None,
+    trust_remote_code: opt.Trust = False,
+    save: opt.Save = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """What losing chosen dimensions costs on tasks and on neutral text (C4, C5)."""
+    opt.require_savable(save)
+    names, doses = _task_names(tasks), _doses(k)
+    with_readouts = _readouts(readout)
+    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+
+    from mi_massive.arms import make_arms  # late, as all that loads transformers
+    from mi_massive.disruption import DisruptionConfig, run_disruption
+    from mi_massive.scores import EvaluationConfig
+
+    arms = make_arms(_split(preset), ks=doses, n_seeds=seeds)
+    asking = EvaluationConfig(readouts=with_readouts, chat=chat, batch_size=batch_size)
+    asked = [_load(name, loaded, data, limit) for name in names]
+    with progress((1 + len(arms)) * len(asked), quiet=quiet, what="cells") as advance:
+        result = run_disruption(
+            loaded,
+            asked,
+            arms,
+            config=DisruptionConfig(evaluation=asking),
+            cells=cells,
+            on_progress=advance,
+        )
+    if as_json:
+        print_json(
+            {
+                "model": loaded.name,
+                "cells": [dataclasses.asdict(cell) for cell in result.cells],
+                "contrasts": [dataclasses.asdict(c) for c in result.contrasts],
+                "effects": {
+                    arm: {name: dataclasses.asdict(e) for name, e in result.effects.of(arm).items()}
+                    for arm in result.effects.arms
+                },
+                "provenance": dataclasses.asdict(result.provenance),
+            }
+        )
+    else:
+        _print(result)
+    if save is not None:
+        save_result(result, save)
+
+
+def _print(result: Any) -> None:
+    """Scores, what each arm does to neutral text, and what it costs by kind of task."""
+    for readout in dict.fromkeys(cell.readout for cell in result.cells):
+        rows = [
+            {
+                "arm": cell.arm,
+                "task": cell.task,
+                "score": f"{cell.score.effect:.3f}",
+                "interval": f"{cell.score.low:.2f} .. {cell.score.high:.2f}",
+                "n": cell.score.n,
+                "chance": f"{cell.floor:.2f}",
+                "p": "-" if cell.arm == "intact" else f"{cell.change.p_value:.2g}",
+            }
+            for cell in result.cells
+            if cell.readout == readout
+        ]
+        print_records(f"Scores by {readout}", rows)
+    effects = [
+        {"arm": arm, "measure": name, **columns_of(estimate)}
+        for arm in result.effects.arms
+        for name, estimate in result.effects.of(arm).items()
+    ]
+    print_records("Neutral text", effects)
+    losses = [
+        {"arm": c.arm, "readout": c.readout, "loss": name, **columns_of(getattr(c, name))}
+        for c in result.contrasts
+        for name in ("contextual_loss", "parametric_loss", "contrast")
+    ]
+    print_records("Share of the above-chance score lost", losses)
+
+
+def _task_names(listed: str) -> list[str]:
+    """Names of tasks; one that several begin with, such as `pairs`, stands for all of them."""
+    names: list[str] = []
+    for part in _split(listed):
+        family = [name for name in TASKS if name.startswith(f"{part}_")]
+        if part not in TASKS and not part.endswith(".jsonl") and not family:
+            raise ValueError(
+                f"--tasks must be among {', '.join(TASKS)} or a .jsonl file, got {part!r}"
+            )
+        names += [part] if part in TASKS or part.endswith(".jsonl") else family
+    return names
+
+
+def _load(name: str, model: Any, data: Path | None, limit: int | None) -> Task:
+    if name.endswith(".jsonl"):
+        own = load_own_task(Path(name))
+        return own if limit is None else own.first(limit)
+
+    def count(text: str) -> int:
+        return len(model.tokenizer.encode(text, add_special_tokens=False))
+
+    file = data / f"{name}.jsonl" if data is not None and data.is_dir() else data
+    return load_task(name, data=file if TASKS[name].hub else None, limit=limit, count_tokens=count)
+
+
+def _split(listed: str) -> list[str]:
+    return [part.strip() for part in listed.split(",") if part.strip()]
+
+
+def _doses(listed: str) -> list[int]:
+    parts = _split(listed)
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--k must be whole numbers with commas, got {listed!r}")
+    return [int(part) for part in parts]
+
+
+def _readouts(listed: str) -> Any:
+    parts = _split(listed)
+    if not parts or not set(parts) <= set(_split(_READOUTS)):
+        raise ValueError(f"--readout must be among {_READOUTS}, got {listed!r}")
+    return tuple(dict.fromkeys(parts))

@@ -1,0 +1,108 @@
+"""C4 and C5: which estimates of a disruption experiment decide them, and what they say in words."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from mi_massive._verdicts import UNDEFINED
+from mi_massive.arms import Arm
+from mi_massive.contrasts import ArmContrast
+from mi_massive.disruption import DisruptionResult
+from mi_massive.stats import Estimate
+
+Finding = tuple[str, list[Estimate], str]
+"""Claim, the estimates that must all pass, and the reading."""
+
+
+def disruption_findings(result: DisruptionResult) -> tuple[Finding, ...]:
+    """What the preset `paper` shows about C4 and C5, at the first k that has a matched control."""
+    arm = result.judged
+    if arm is None:
+        missing = "No arm of the preset 'paper' was run."
+        return tuple((claim, [], missing) for claim in ("C4a", "C4b", "C5a", "C5b"))
+    shown = [c for c in result.contrasts if c.arm == arm.name and not _nan(c.contrast)]
+    return (
+        ("C4a", [c.contrast for c in shown], _losses(arm, shown, result)),
+        ("C4b", [c.beyond_control for c in shown], _beyond(arm, shown, result)),
+        ("C5a", [_perplexity_ratio(result, arm.name)], _damage(arm, result)),
+        ("C5b", *_diversity(arm, result)),
+    )
+
+
+def _losses(arm: Arm, shown: Sequence[ArmContrast], result: DisruptionResult) -> str:
+    if not shown:
+        return (
+            f"Under {arm.name} no read-out has both a contextual and a parametric task above "
+            "chance before the edit: nothing can be lost."
+        )
+    parts = [
+        f"by {c.readout} {c.contextual_loss.effect:.0%} of the above-chance score of "
+        f"{', '.join(c.contextual_tasks)} and {c.parametric_loss.effect:.0%} of that of "
+        f"{', '.join(c.parametric_tasks)}"
+        for c in shown
+    ]
+    return f"{arm.name} costs {'; '.join(parts)}.{_others(shown, result)}"
+
+
+def _others(shown: Sequence[ArmContrast], result: DisruptionResult) -> str:
+    """The same losses of every other arm in the first read-out."""
+    first = shown[0]
+    others = [
+        f"{c.arm} {c.contextual_loss.effect:.0%} and {c.parametric_loss.effect:.0%}"
+        for c in result.contrasts
+        if c.readout == first.readout and c.arm != first.arm
+    ]
+    return f" Other arms by {first.readout}: {'; '.join(others)}." if others else ""
+
+
+def _beyond(arm: Arm, shown: Sequence[ArmContrast], result: DisruptionResult) -> str:
+    controls = {c.control for c in shown if c.control is not None}
+    if not controls:
+        return f"No control was matched to {arm.name} in how far the attention moves."
+    name = next(iter(controls))
+    moved = {key: result.effects.of(key)["attention_kl"].effect for key in (arm.name, name)}
+    strength = next(a.strength for a in result.arms if a.name == name)
+    return (
+        f"{name} at strength {strength:.3g} moves the attention by {moved[name]:.2f} nats, "
+        f"{arm.name} by {moved[arm.name]:.2f}; the difference of their contrasts is given."
+    )
+
+
+def _perplexity_ratio(result: DisruptionResult, arm: str) -> Estimate:
+    added = result.effects.of(arm)["added_cross_entropy"]
+    if _nan(added):
+        return UNDEFINED
+    ends = {name: math.exp(getattr(added, name)) for name in ("effect", "low", "high", "null")}
+    return dataclasses.replace(added, **ends)
+
+
+def _damage(arm: Arm, result: DisruptionResult) -> str:
+    ratios = {a.name: _perplexity_ratio(result, a.name).effect for a in result.arms}
+    sink = result.effects.of(arm.name)["sink_mass"].effect
+    intact = result.effects.of("intact")["sink_mass"].effect
+    listed = "; ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items() if name != arm.name)
+    return (
+        f"Perplexity of neutral text times {ratios[arm.name]:.2f} under {arm.name}, whose sink "
+        f"holds {sink:.2f} of the attention ({intact:.2f} intact). Other arms: {listed or 'none'}."
+    )
+
+
+def _diversity(arm: Arm, result: DisruptionResult) -> tuple[list[Estimate], str]:
+    cells = [
+        c
+        for c in result.cells
+        if c.arm == arm.name and c.readout == "generation" and not _nan(c.distinct_loss)
+    ]
+    if not cells:
+        return [], "No answers long enough to repeat anything were generated."
+    longest = max(cells, key=lambda c: c.distinct_loss.n)
+    return (
+        [longest.distinct_loss],
+        f"Different 2-grams per 2-gram in the answers to {longest.task}: "
+        f"{longest.distinct_2.effect:.2f} under {arm.name}, "
+        f"{longest.distinct_2.effect + longest.distinct_loss.effect:.2f} intact.",
+    )
+
+
+def _nan(estimate: Estimate) -> bool:
+    return math.isnan(estimate.effect) or math.isnan(estimate.low)

@@ -1,0 +1,123 @@
+"""The conditions of an experiment: named presets at k dimensions, with controls matched to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from mi_massive._cells import kept
+from mi_massive._checks import require_not_empty
+from mi_massive.attention_effects import match_effect, measure_effects
+from mi_massive.interventions import Intervention
+from mi_massive.models.base import HookedModel
+from mi_massive.presets import PRESETS, Role, preset, with_strength
+from mi_massive.prompts import TokenizedPrompts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One condition: a named preset at k dimensions of each head."""
+
+    preset: str
+    k: int
+    seed: int = 0
+    strength: float = 1.0
+    """Of the replacement; set by matching where the preset asks for it."""
+
+    @property
+    def name(self) -> str:
+        """`paper k=4`, with the seed where it decides, and without k where that decides nothing."""
+        entry = PRESETS[self.preset]
+        dose = f" k={self.k}" if entry.dosed else ""
+        return f"{self.preset}{dose}" + (f" seed={self.seed}" if entry.seeded else "")
+
+    @property
+    def role(self) -> Role:
+        """Treatment or control."""
+        return PRESETS[self.preset].role
+
+    @property
+    def summary(self) -> str:
+        """What the preset does, in words."""
+        return PRESETS[self.preset].summary
+
+    @property
+    def intervention(self) -> Intervention:
+        """What is edited."""
+        made = preset(self.preset, k=self.k, seed=self.seed)
+        return made if self.strength == 1.0 else with_strength(made, self.strength)
+
+
+def make_arms(
+    presets: Sequence[str], *, ks: Sequence[int] = (4,), n_seeds: int = 1
+) -> tuple[Arm, ...]:
+    """Arms of each preset at each k.
+
+    Args:
+        presets: Keys of `mi_massive.presets.PRESETS`.
+        ks: Dimensions of each head.
+        n_seeds: Seeds of the presets that draw their dimensions.
+
+    Returns:
+        Arms in the order of the presets, then of the doses, then of the seeds.
+
+    Raises:
+        ValueError: If a preset does not exist or there is none.
+    """
+    require_not_empty("presets", presets, remedy=f"choose from {', '.join(PRESETS)}")
+    arms: list[Arm] = []
+    for name in presets:
+        preset(name)
+        entry = PRESETS[name]
+        seeds, doses = range(n_seeds if entry.seeded else 1), ks if entry.dosed else (entry.k,)
+        arms += [Arm(preset=name, k=k, seed=seed) for k in doses for seed in seeds]
+    return tuple(arms)
+
+
+def match_arms(
+    model: HookedModel,
+    arms: Sequence[Arm],
+    neutral: TokenizedPrompts,
+    *,
+    cells: Path | None = None,
+) -> tuple[Arm, ...]:
+    """Set the strength of every arm whose preset is matched to another, at the same k.
+
+    Args:
+        model: From `load_model`.
+        arms: From `make_arms`.
+        neutral: Texts on which the attention is compared.
+        cells: Folder that keeps the strengths found.
+
+    Raises:
+        ValueError: If a control cannot move the attention as far as its treatment.
+    """
+    found: list[Arm] = []
+    for arm in arms:
+        target = PRESETS[arm.preset].matched_to
+        if target is None:
+            found.append(arm)
+            continue
+        treatment = Arm(preset=target, k=arm.k).intervention
+        arguments = {"control": arm.intervention, "to": treatment, "prompts": neutral.digest}
+        matched = partial(_matched, model, arm, treatment, neutral)
+        found.append(kept(cells, f"match-{arm.name}", model, arguments, matched))
+    return tuple(found)
+
+
+def matched_controls(arms: Sequence[Arm]) -> dict[str, str]:
+    """For each arm by name the effect-matched one of its k, the first seed if there are several."""
+    matched = {arm.k: arm.name for arm in reversed(arms) if PRESETS[arm.preset].matched_to}
+    return {
+        arm.name: matched[arm.k]
+        for arm in arms
+        if arm.k in matched and not PRESETS[arm.preset].matched_to
+    }
+
+
+def _matched(
+    model: HookedModel, arm: Arm, treatment: Intervention, neutral: TokenizedPrompts
+) -> Arm:
+    moved = measure_effects(model, neutral, {"treatment": treatment}).attention_kl[1]
+    control = match_effect(model, neutral, arm.intervention, attention_kl=float(moved.mean()))
+    return replace(arm, strength=control.value.strength)

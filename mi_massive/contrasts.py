@@ -1,0 +1,152 @@
+"""Whether an arm costs contextual tasks more than parametric ones, beyond a control (C4).
+
+The loss of a task is the share of its above-chance score that is gone,
+
+    loss = (before - after) / (before - floor)
+
+so that tasks with different floors and formats can stand side by side; tasks that were not above
+chance before have nothing to lose and are left out. The contrast is the mean loss of contextual
+tasks minus that of parametric ones. Intervals resample the examples within each task, the same ones
+in every arm.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
+
+from mi_massive.scores import Readout, TaskResult
+from mi_massive.stats import Estimate
+from mi_massive.tasks.base import Kind
+
+_TEST: Final = "percentile bootstrap over examples within tasks"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmContrast:
+    """Losses of one arm by kind of task, and their difference. NaN where no task can show it."""
+
+    arm: str
+    readout: Readout
+    contextual_tasks: tuple[str, ...]
+    """Tasks that were above chance before."""
+    parametric_tasks: tuple[str, ...]
+    contextual_loss: Estimate
+    """Share of the above-chance score lost, mean over tasks: 0 nothing, 1 all."""
+    parametric_loss: Estimate
+    contrast: Estimate
+    """Contextual minus parametric loss."""
+    control: str | None
+    """The arm to compare with at equal change of the attention."""
+    beyond_control: Estimate
+    """The contrast minus that of the control; NaN without one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Draws:
+    """Observed value first, then its resamples."""
+
+    values: Float[np.ndarray, "draw"]
+    n: int
+
+    def estimate(self) -> Estimate:
+        drawn, n_draws = self.values[1:], len(self.values) - 1
+        if self.n == 0:
+            low = high = p_value = float("nan")
+        else:
+            low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975]))
+            tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+            p_value = min(1.0, 2 * (1 + tail) / (1 + n_draws))
+        return Estimate(
+            effect=float(self.values[0]),
+            low=low,
+            high=high,
+            n=self.n,
+            n_of="examples",
+            test=_TEST,
+            p_value=p_value,
+            null=0.0,
+        )
+
+
+def contrasts(
+    intact: Sequence[TaskResult],
+    arms: Mapping[str, Sequence[TaskResult]],
+    *,
+    readout: Readout,
+    controls: Mapping[str, str],
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[ArmContrast, ...]:
+    """Contrast of every arm.
+
+    Args:
+        intact: Results of the intact model, one a task.
+        arms: Results of each arm for the same tasks, in the same order.
+        readout: Which scores; tasks without it are left out.
+        controls: The control of an arm, where it has one.
+        n_resamples: Bootstrap resamples.
+        seed: Of the resamples.
+    """
+    shown = [i for i, result in enumerate(intact) if _can_lose(result, readout)]
+    losses = {
+        name: {i: _loss(intact[i], results[i], readout, n_resamples, seed) for i in shown}
+        for name, results in arms.items()
+    }
+
+    def mean(name: str, kind: Kind) -> _Draws:
+        own = [losses[name][i] for i in shown if intact[i].kind == kind]
+        if not own:
+            return _Draws(np.full(n_resamples + 1, np.nan), 0)
+        n = sum(len(intact[i].answers) for i in shown if intact[i].kind == kind)
+        return _Draws(np.mean(own, axis=0), n)
+
+    def contrast(name: str) -> _Draws:
+        context, memory = mean(name, "contextual"), mean(name, "parametric")
+        n = context.n + memory.n if context.n and memory.n else 0
+        return _Draws(context.values - memory.values, n)
+
+    def beyond(name: str) -> _Draws:
+        own, control = contrast(name), controls.get(name)
+        if control is None:
+            return _Draws(np.full(n_resamples + 1, np.nan), 0)
+        return _Draws(own.values - contrast(control).values, own.n)
+
+    def named(kind: Kind) -> tuple[str, ...]:
+        return tuple(intact[i].task for i in shown if intact[i].kind == kind)
+
+    return tuple(
+        ArmContrast(
+            arm=name,
+            readout=readout,
+            contextual_tasks=named("contextual"),
+            parametric_tasks=named("parametric"),
+            contextual_loss=mean(name, "contextual").estimate(),
+            parametric_loss=mean(name, "parametric").estimate(),
+            contrast=contrast(name).estimate(),
+            control=controls.get(name),
+            beyond_control=beyond(name).estimate(),
+        )
+        for name in arms
+    )
+
+
+def _can_lose(result: TaskResult, readout: Readout) -> bool:
+    """True for a task with this read-out that is above chance beyond its interval."""
+    return readout in result.config.readouts and result.score(readout).low > result.floor(readout)
+
+
+def _loss(
+    before: TaskResult, after: TaskResult, readout: Readout, n_resamples: int, seed: int
+) -> Float[np.ndarray, "draw"]:
+    """Observed loss of one task, then those of the resamples, the same examples for every arm."""
+    first, second = (result.correct(readout).astype(float) for result in (before, after))
+    n, floor = len(first), before.floor(readout)
+    name = [ord(letter) for letter in before.task]
+    drawn = np.random.default_rng([seed, *name]).integers(n, size=(n_resamples, n))
+    rows = np.concatenate([np.arange(n)[None], drawn])
+    top, bottom = first[rows].mean(axis=1) - second[rows].mean(axis=1), first[rows].mean(axis=1)
+    # A resample at or below chance has nothing to lose: the least that n examples can tell apart.
+    return top / np.maximum(bottom - floor, 1 / n)

@@ -1,0 +1,209 @@
+"""The paper's central experiment on one model: tasks and neutral text under each arm (C4, C5).
+
+Answers whether losing the massive values costs a model its use of context more than its stored
+knowledge, and what matched controls cost. Costs one evaluation of every task an arm. Cells are kept
+on disk if a folder is given, so that a killed run goes on where it stopped.
+
+Does not show: a cause beyond what the arms hold equal. `paper` differs from `smallest` in almost
+everything; read it beside `norm_matched`, `same_band`, `effect_matched` and the two sink arms.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mi_massive._cells import kept
+from mi_massive._checks import require_in_range, require_not_empty
+from mi_massive.arms import Arm, match_arms, matched_controls
+from mi_massive.attention_effects import EffectsResult, measure_effects
+from mi_massive.contrasts import ArmContrast, contrasts
+from mi_massive.evaluation import evaluate
+from mi_massive.interventions import Intervention
+from mi_massive.models.base import HookedModel
+from mi_massive.prompts import default_passages, tokenize_prompts
+from mi_massive.records import Provenance
+from mi_massive.scores import INTACT, Cell, EvaluationConfig, Readout, TaskResult, cells_of
+from mi_massive.stats import Estimate
+from mi_massive.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DisruptionConfig:
+    """How the arms are measured."""
+
+    evaluation: EvaluationConfig = field(
+        default_factory=lambda: EvaluationConfig(readouts=("generation", "options"))
+    )
+    """Read-outs that a task does not have are left out for it."""
+    generated: tuple[str, ...] | None = None
+    """Tasks to generate answers for; the others are read by their options where they have any.
+    None: all."""
+    n_neutral: int = 4
+    """Default passages on which attention and cross-entropy are measured."""
+    neutral_length: int = 128
+    """Tokens of each."""
+    n_resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an experiment without neutral text."""
+        require_in_range("n_neutral", self.n_neutral, low=2, high=32, unit="passages")
+        require_in_range("neutral_length", self.neutral_length, low=8, high=1 << 20, unit="tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DisruptionResult:
+    """Every arm on every task, with what each does to neutral text."""
+
+    arms: tuple[Arm, ...]
+    cells: tuple[Cell, ...]
+    """The intact model first, then the arms in order; tasks in order within each."""
+    contrasts: tuple[ArmContrast, ...]
+    effects: EffectsResult
+    config: DisruptionConfig
+    provenance: Provenance
+
+    @property
+    def judged(self) -> Arm | None:
+        """The arm that claims are about: the paper's edit at the first k with a matched control.
+
+        At its first k without such a control; None without that edit.
+        """
+        arms = [arm for arm in self.arms if arm.preset == "paper"]
+        controlled = {c.arm for c in self.contrasts if c.control is not None}
+        return next((a for a in arms if a.name in controlled), arms[0] if arms else None)
+
+    def to_frame(self) -> Any:
+        """Scores as a data frame, one row a cell."""
+        import pandas as pd
+
+        rows = [
+            {
+                **{n: getattr(c, n) for n in ("arm", "task", "kind", "readout", "floor")},
+                **_columns("score", c.score),
+                "legacy_score": c.legacy_score.effect,
+                **_columns("change", c.change),
+                "change_p_value": c.change.p_value,
+                "lost_share": c.lost_share,
+                "smallest_difference": c.smallest_difference,
+                **_columns("logit_diff", c.logit_diff),
+                "failed_extraction": c.failed_extraction,
+                "distinct_2": c.distinct_2.effect,
+                "repetition": c.repetition.effect,
+                "n_edits": c.n_edits,
+            }
+            for c in self.cells
+        ]
+        return pd.DataFrame(rows)
+
+    def effects_frame(self) -> Any:
+        """Attention and cross-entropy on neutral text as a data frame, one row an arm."""
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for arm in self.effects.arms:
+            measures = self.effects.of(arm)
+            row: dict[str, Any] = {"arm": arm, "strength": self.effects.strengths.get(arm)}
+            for name, value in measures.items():
+                row |= _columns(name, value)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def run_disruption(
+    model: HookedModel,
+    tasks: Sequence[Task],
+    arms: Sequence[Arm],
+    *,
+    config: DisruptionConfig | None = None,
+    cells: Path | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> DisruptionResult:
+    """Evaluate the intact model and every arm on every task and on neutral text.
+
+    Args:
+        model: From `load_model`.
+        tasks: From `load_task`.
+        arms: From `make_arms`; the strength of a matched one is set here (`match_arms`).
+        config: Read-outs, batches, neutral text.
+        cells: Folder for every finished piece, answers included; a later run with the same
+            arguments takes them from there.
+        on_progress: Called with the number of (arm, task) pairs finished since the last call.
+
+    Raises:
+        ValueError: If two arms have one name, a control cannot be matched, or a task cannot be
+            asked (see `evaluate`).
+    """
+    config = config or DisruptionConfig()
+    require_not_empty("tasks", tasks, remedy="load at least one with load_task")
+    if len({arm.name for arm in arms}) < len(arms):
+        raise ValueError("arms must have different names, got one twice; leave it out")
+    neutral = tokenize_prompts(
+        model.tokenizer,
+        default_passages()[: config.n_neutral],
+        max_length=config.neutral_length,
+    )
+    arms = match_arms(model, arms, neutral, cells=cells)
+    edits = {arm.name: arm.intervention for arm in arms}
+    effects = kept(
+        cells,
+        "effects",
+        model,
+        {"arms": edits, "prompts": neutral.digest},
+        partial(measure_effects, model, neutral, edits),
+    )
+
+    def results(intervention: Intervention | None, label: str) -> list[TaskResult]:
+        done: list[TaskResult] = []
+        for task in tasks:
+            asked = replace(config.evaluation, readouts=_readouts(task, config))
+            done.append(
+                kept(
+                    cells,
+                    f"{task.name}-{label}",
+                    model,
+                    {"task": task.digest, "edit": intervention, "config": asked},
+                    partial(evaluate, model, task, intervention=intervention, config=asked),
+                )
+            )
+            if on_progress is not None:
+                on_progress(1)
+        return done
+
+    intact = results(None, INTACT)
+    by_arm = {arm.name: results(edits[arm.name], arm.name) for arm in arms}
+    readouts: list[Readout] = [
+        r for r in config.evaluation.readouts if any(r in x.config.readouts for x in intact)
+    ]
+    return DisruptionResult(
+        arms=arms,
+        cells=cells_of(intact, by_arm, seed=config.seed),
+        contrasts=tuple(
+            contrast
+            for readout in readouts
+            for contrast in contrasts(
+                intact,
+                by_arm,
+                readout=readout,
+                controls=matched_controls(arms),
+                n_resamples=config.n_resamples,
+                seed=config.seed,
+            )
+        ),
+        effects=effects,
+        config=config,
+        provenance=effects.provenance,
+    )
+
+
+def _readouts(task: Task, config: DisruptionConfig) -> tuple[Readout, ...]:
+    if not all(example.options for example in task.examples):
+        return ("generation",)
+    generated = config.generated is None or task.name in config.generated
+    return tuple(r for r in config.evaluation.readouts if r == "options" or generated)
+
+
+def _columns(name: str, value: Estimate) -> dict[str, float]:
+    return {name: value.effect, f"{name}_low": value.low, f"{name}_high": value.high}

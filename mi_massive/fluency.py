@@ -1,0 +1,163 @@
+"""Perplexity, diversity and repetition of the answers that a model gives under each arm (C5).
+
+Answers whether a disrupted model still writes like the intact one. Each answer is scored with its
+prompt, by the intact model and by the disrupted one: a loop is improbable to the first and may be
+highly probable to the second. Costs one generation and two scorings a task and arm.
+
+Does not show: whether an answer is right. A degenerate loop can have a low perplexity.
+
+Source: Jin et al. 2025, arXiv:2502.01563, figure 3. Differs: they score answers without their
+prompt, by the disrupted model alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import Float
+
+from mi_massive._cells import kept
+from mi_massive._checks import require_not_empty
+from mi_massive.arms import Arm
+from mi_massive.evaluation import ask, evaluate
+from mi_massive.generation import continuation_log_probs
+from mi_massive.interventions import Intervention, disrupt
+from mi_massive.models.base import HookedModel
+from mi_massive.records import Provenance
+from mi_massive.scores import INTACT, EvaluationConfig, TaskResult
+from mi_massive.stats import Estimate, estimate
+from mi_massive.tasks.base import Task
+from mi_massive.text_measures import distinct_share, repetition_share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fluency:
+    """The answers of one arm to one task."""
+
+    arm: str
+    task: str
+    log_perplexity: Estimate
+    """Mean negative log-probability of an answer's tokens under the intact model, in nats, mean
+    over answers."""
+    own_log_perplexity: Estimate
+    """The same under the arm itself, with the prompt edited."""
+    distinct_2: Estimate
+    """Different 2-grams over all 2-grams of an answer, mean over answers."""
+    repetition: Estimate
+    """Share of an answer's 4-grams that occur more than once, mean over answers."""
+    n_empty: int
+    """Answers without a token, which nothing can be said of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FluencyResult:
+    """Every arm on every task, the intact model first."""
+
+    rows: tuple[Fluency, ...]
+    arms: tuple[Arm, ...]
+    config: EvaluationConfig
+    provenance: Provenance
+
+    def to_frame(self) -> Any:
+        """Means as a data frame, one row an arm and task."""
+        import pandas as pd
+
+        measures = ("log_perplexity", "own_log_perplexity", "distinct_2", "repetition")
+        return pd.DataFrame(
+            [
+                {
+                    "arm": row.arm,
+                    "task": row.task,
+                    **{name: getattr(row, name).effect for name in measures},
+                    "n": row.log_perplexity.n,
+                    "n_empty": row.n_empty,
+                }
+                for row in self.rows
+            ]
+        )
+
+
+def measure_fluency(
+    model: HookedModel,
+    tasks: Sequence[Task],
+    arms: Sequence[Arm],
+    *,
+    config: EvaluationConfig | None = None,
+    cells: Path | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> FluencyResult:
+    """Let the model answer under every arm, and score the answers.
+
+    Args:
+        model: From `load_model`.
+        tasks: From `load_task`; their questions are what is written about.
+        arms: From `make_arms` (matched ones through `match_arms`).
+        config: Length of answers, batch size, chat template.
+        cells: Folder that keeps the answers; see `run_disruption`.
+        on_progress: Called with the number of (arm, task) pairs finished since the last call.
+    """
+    config = replace(config or EvaluationConfig(), readouts=("generation",))
+    require_not_empty("tasks", tasks, remedy="load at least one with load_task")
+    rows: list[Fluency] = []
+    last: TaskResult | None = None
+    edits: dict[str, Intervention | None] = {INTACT: None, **{a.name: a.intervention for a in arms}}
+    for name, edit in edits.items():
+        for task in tasks:
+            arguments = {"task": task.digest, "edit": edit, "config": config}
+            answer = partial(evaluate, model, task, intervention=edit, config=config)
+            last = kept(cells, f"{task.name}-{name}", model, arguments, answer)
+            rows.append(_fluency(model, task, last, name, edit))
+            if on_progress is not None:
+                on_progress(1)
+    return FluencyResult(
+        rows=tuple(rows),
+        arms=tuple(arms),
+        config=config,
+        provenance=cast(TaskResult, last).provenance,
+    )
+
+
+def _fluency(
+    model: HookedModel, task: Task, result: TaskResult, arm: str, edit: Intervention | None
+) -> Fluency:
+    texts = [cast(str, answer.text) for answer in result.answers]
+    ids = [_ids(model, text) for text in texts]
+    prompts = ask(model, task, result.config).input_ids
+    written = [i for i, own in enumerate(ids) if own]
+
+    def log_perplexity(by: Intervention | None) -> Estimate:
+        if not written:
+            return _over_answers(np.array([]))
+        with nullcontext() if by is None else disrupt(model, by):
+            scores = continuation_log_probs(
+                model,
+                [prompts[i] for i in written],
+                [[ids[i]] for i in written],
+                batch_size=result.config.batch_size,
+            )
+        return _over_answers(np.array([-float(np.mean(own)) for (own,) in scores]))
+
+    intact = log_perplexity(None)
+    return Fluency(
+        arm=arm,
+        task=task.name,
+        log_perplexity=intact,
+        own_log_perplexity=intact if edit is None else log_perplexity(edit),
+        distinct_2=_over_answers(np.array([distinct_share(text) for text in texts])),
+        repetition=_over_answers(np.array([repetition_share(text) for text in texts])),
+        n_empty=len(texts) - len(written),
+    )
+
+
+def _ids(model: HookedModel, text: str) -> list[int]:
+    encoded = cast(Any, model.tokenizer)(text, add_special_tokens=False)
+    return cast("list[int]", encoded["input_ids"])
+
+
+def _over_answers(values: Float[np.ndarray, "answer"]) -> Estimate:
+    return estimate(values.astype(np.float64), n_of="answers", null=math.nan)

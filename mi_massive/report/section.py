@@ -1,0 +1,26 @@
+"""What the page holds of one analysis."""
+
+from dataclasses import dataclass
+
+from mi_massive.report.pictures import Picture
+from mi_massive.report.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """One analysis on the page."""
+
+    word: str
+    """The analysis, as everywhere else: concentration, control, bands, symmetry, patterns,
+    disruption."""
+    title: str
+    question: str
+    """What it answers, in plain words."""
+    limits: tuple[str, ...]
+    """What it does not show."""
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+    tokens: str | None = None
+    """Data of the CircuitsVis views, inert JSON."""
+    absent: bool = False
+    notes: tuple[str, ...] = ()

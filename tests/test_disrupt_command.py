@@ -1,0 +1,119 @@
+"""`mi-massive disrupt`, `tasks` and `presets` on a tiny model, through the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import llama
+
+from mi_massive import cli, load_result
+from mi_massive.presets import PRESETS
+from mi_massive.tasks import TASKS
+
+Run = Callable[..., tuple[int, str, str]]
+QUESTION = {"prompt": "t1 t2 t3", "answer": "t4", "options": ["t4", "t5"], "kind": "contextual"}
+
+
+@pytest.fixture(name="run")
+def fixture_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mi-massive", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module", name="model")
+def fixture_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama().save(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(name="own")
+def fixture_own(tmp_path: Path) -> Path:
+    """Eight questions of one's own."""
+    rows = [{**QUESTION, "id": str(i), "prompt": f"t{i} t2 t{3 * i}"} for i in range(8)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_lists_name_every_task_and_preset(run: Run) -> None:
+    for command, key, name, known in (
+        ("tasks", "tasks", "task", TASKS),
+        ("presets", "presets", "preset", PRESETS),
+    ):
+        status, out, _ = run(command, "--json")
+        assert status == 0
+        assert [row[name] for row in json.loads(out)[key]] == list(known)
+        text = run(command)[1]
+        assert all(entry.summary in text for entry in known.values())
+
+
+def test_a_task_of_ones_own_is_asked_under_every_arm(
+    run: Run, model: Path, own: Path, tmp_path: Path
+) -> None:
+    saved, cells = tmp_path / "result.json", tmp_path / "cells"
+    options = ["--tasks", own, "--preset", "paper,random", "--k", "1,2", "--limit", 6]
+    status, out, _ = run("disrupt", model, *options, "--cells", cells, "--save", saved, "--json")
+    assert status == 0
+    document: dict[str, Any] = json.loads(out)
+    names = ["intact", "paper k=1", "paper k=2", "random k=1 seed=0", "random k=2 seed=0"]
+    assert list(dict.fromkeys(cell["arm"] for cell in document["cells"])) == names
+    assert list(document["effects"]) == names
+    assert {cell["score"]["n"] for cell in document["cells"]} == {6}
+    again = load_result(saved)
+    assert [cell.score.effect for cell in again.cells] == [
+        cell["score"]["effect"] for cell in document["cells"]
+    ]
+    assert len(list(cells.glob("own-*.json"))) == 5
+    text = run("disrupt", model, *options, "--cells", cells)[1]
+    assert "Scores by generation" in text
+    assert "Scores by options" in text
+    assert all(name in text for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--tasks", "nonsense"], "--tasks must be among gsm8k, aqua"),
+        (["--preset", "nonsense"], "preset must be one of paper, massive"),
+        (["--k", "99"], "k must be between 0 and"),
+        (["--k", "four"], "--k must be whole numbers with commas, got 'four'"),
+        (["--readout", "thoughts"], "--readout must be among generation,options"),
+        (["--chat"], "chat must be False for a tokenizer without a chat template"),
+        (["--tasks", "gone.jsonl"], "gone.jsonl"),
+        (["--save", "result.txt"], "--save must end in .json"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    options: list[str], sentence: str, run: Run, model: Path, own: Path
+) -> None:
+    given = [] if "--tasks" in options else ["--tasks", own]
+    status, out, err = run("disrupt", model, "--preset", "paper", *given, *options)
+    assert status != 0
+    assert out == ""
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_a_name_that_several_tasks_begin_with_means_all_of_them() -> None:
+    from mi_massive._disrupt_command import _task_names
+
+    assert _task_names("pairs,cities") == [
+        *("pairs_closed_book", "pairs_open_book", "pairs_counterfactual"),
+        "cities",
+    ]
+
+
+def test_an_encoder_has_no_answers(run: Run, own: Path, tmp_path: Path) -> None:
+    from tiny_models import FAMILIES
+
+    folder = FAMILIES["bert"].save(tmp_path / "bert")
+    status, _, err = run("disrupt", folder, "--tasks", own)
+    assert status != 0
+    assert "must be a decoder with a language-modelling head" in err
