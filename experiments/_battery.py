@@ -6,11 +6,16 @@ from pathlib import Path
 
 import torch
 
-from mi_massive import load_model, save_result
-from mi_massive.arms import make_arms
-from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
-from mi_massive.scores import EvaluationConfig
-from mi_massive.tasks import load_task
+from mi_massive import (
+    DisruptionConfig,
+    DisruptionResult,
+    EvaluationConfig,
+    load_model,
+    load_tasks,
+    make_arms,
+    run_disruption,
+    save_result,
+)
 
 HERE = Path(__file__).parent
 TASKS = (
@@ -48,21 +53,7 @@ def add_options(
 def run(experiment: str, name: str, given: argparse.Namespace) -> DisruptionResult:
     """Run one model on every task and arm, and record it; finished cells are taken from disk."""
     model = load_model(name, device=given.device, dtype=getattr(torch, given.dtype))
-    encode = model.tokenizer.encode
-
-    def count(text: str) -> int:
-        return len(encode(text, add_special_tokens=False))
-
-    files = {task: given.data and given.data / f"{task}.jsonl" for task in given.tasks}
-    tasks = [
-        load_task(
-            task,
-            data=file if file is not None and file.exists() else None,
-            limit=given.limit,
-            count_tokens=count,
-        )
-        for task, file in files.items()
-    ]
+    tasks = load_tasks(model, given.tasks, data=given.data, limit=given.limit)
     arms = make_arms(given.presets, ks=given.k, n_seeds=given.seeds)
     config = DisruptionConfig(
         evaluation=EvaluationConfig(

@@ -1,6 +1,7 @@
-"""Which of the paper's observational claims hold on a model? (C1, C2, C3, C8, C9).
+"""Which of the paper's claims hold on a model? (C1 to C5, C8, C9).
 
-Question: the verdicts of the report's scoreboard, with effect, interval, n and test.
+Question: the verdicts of the report's scoreboard, with effect, interval, n and test. C4 and C5 are
+judged on the record of `table1.py`, where there is one.
 Refuted by: what each rule states; a verdict "not supported" is a finding.
 Cost: about three minutes on two cores for the default model and its control.
 Command: python experiments/claims.py
@@ -9,7 +10,14 @@ Command: python experiments/claims.py
 import argparse
 from pathlib import Path
 
-from mi_massive import StudyConfig, default_passages, load_model, run_study, save_result
+from mi_massive import (
+    StudyConfig,
+    default_passages,
+    load_model,
+    load_result,
+    run_study,
+    save_result,
+)
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -22,10 +30,12 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
+    table1 = RECORDS / f"table1_{given.model}.json"
     results = run_study(
         load_model(given.model, device=given.device),
         default_passages(),
         control=load_model(given.control, device=given.device),
+        disruption=load_result(table1) if table1.exists() else None,
         config=StudyConfig(n_pattern_heads=0),
     )
     path = save_result(results.scoreboard, given.out / f"claims_{given.model}.json")

@@ -55,6 +55,7 @@ from mi_massive.symmetry import SymmetryConfig, SymmetryResult, symmetry  # noqa
 if TYPE_CHECKING:
     from mi_massive.arms import Arm, make_arms
     from mi_massive.attention_effects import match_effect, measure_effects
+    from mi_massive.battery import load_tasks, run_battery
     from mi_massive.capture import capture_norms
     from mi_massive.claims import Claim, ScoreboardResult, scoreboard
     from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
@@ -128,11 +129,13 @@ _HOME = {
     "load_own_task": "tasks",
     "load_result": "records",
     "load_task": "tasks",
+    "load_tasks": "battery",
     "make_arms": "arms",
     "match_effect": "attention_effects",
     "measure_effects": "attention_effects",
     "preset": "presets",
     "read_prompts": "prompts",
+    "run_battery": "battery",
     "run_disruption": "disruption",
     "run_study": "study",
     "save_result": "records",
@@ -141,7 +144,7 @@ _HOME = {
 }
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
-    *("attention_effects", "evaluation", "arms", "disruption", "claims", "report"),
+    *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
 )
 
 __all__ = [
@@ -191,12 +194,14 @@ __all__ = [
     "load_own_task",
     "load_result",
     "load_task",
+    "load_tasks",
     "make_arms",
     "massive_mask",
     "match_effect",
     "measure_effects",
     "preset",
     "read_prompts",
+    "run_battery",
     "run_disruption",
     "run_study",
     "save_result",

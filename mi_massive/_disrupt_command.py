@@ -10,7 +10,7 @@ from mi_massive import _options as opt
 from mi_massive._terminal import columns_of, print_json, print_records, progress
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.records import save_result
-from mi_massive.tasks import TASKS, Task, load_own_task, load_task
+from mi_massive.tasks import TASKS, Task, load_own_task
 
 _READOUTS = "generation,options"
 
@@ -139,12 +139,9 @@ def _load(name: str, model: Any, data: Path | None, limit: int | None) -> Task:
     if name.endswith(".jsonl"):
         own = load_own_task(Path(name))
         return own if limit is None else own.first(limit)
+    from mi_massive.battery import load_tasks
 
-    def count(text: str) -> int:
-        return len(model.tokenizer.encode(text, add_special_tokens=False))
-
-    file = data / f"{name}.jsonl" if data is not None and data.is_dir() else data
-    return load_task(name, data=file if TASKS[name].hub else None, limit=limit, count_tokens=count)
+    return load_tasks(model, [name], data=data, limit=limit)[0]
 
 
 def _split(listed: str) -> list[str]:

@@ -17,6 +17,7 @@ from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disrup
 from mi_massive.models.base import HookedModel
 from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.scores import EvaluationConfig
+from mi_massive.tasks import TASKS as TASK_SOURCES
 from mi_massive.tasks import Task, load_task
 
 TASKS: Final = (
@@ -35,17 +36,26 @@ def battery_arms() -> tuple[Arm, ...]:
 
 
 def load_tasks(
-    model: HookedModel, names: Sequence[str] = TASKS, *, limit: int | None = None
+    model: HookedModel,
+    names: Sequence[str] = TASKS,
+    *,
+    data: Path | None = None,
+    limit: int | None = None,
 ) -> list[Task]:
-    """Tasks of the package, their lengths counted by the model's own tokenizer.
+    """Tasks by name, their lengths counted by the model's own tokenizer.
 
     Args:
         model: From `load_model`.
         names: Keys of `mi_massive.tasks.TASKS`.
+        data: For tasks of the hub: a file that stands in for it, or a folder of `TASK.jsonl`.
+            Without it the hub is asked.
         limit: Examples of each; None takes the task's own number.
 
+    Returns:
+        The tasks in the order of their names.
+
     Raises:
-        ValueError: If the model has no tokenizer.
+        ValueError: If the model has no tokenizer, or a task cannot be made (see `load_task`).
     """
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {model.name} must exist to ask tasks, got none")
@@ -54,7 +64,12 @@ def load_tasks(
     def count(text: str) -> int:
         return len(encode(text, add_special_tokens=False))
 
-    return [load_task(name, limit=limit, count_tokens=count) for name in names]
+    def rows(name: str) -> Path | None:
+        file = data / f"{name}.jsonl" if data is not None and data.is_dir() else data
+        stands_in = name in TASK_SOURCES and TASK_SOURCES[name].hub is not None
+        return file if stands_in else None
+
+    return [load_task(name, data=rows(name), limit=limit, count_tokens=count) for name in names]
 
 
 def run_battery(

@@ -1,0 +1,56 @@
+"""The battery of the report: its tasks fit the model's own tokenizer, and every arm is run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import FAMILIES, llama
+
+from mi_massive import battery
+from mi_massive.battery import battery_arms, load_tasks, n_cells, run_battery
+from mi_massive.models import HookedModel, UnsupportedModelError, load_model
+
+
+@pytest.fixture(scope="module", name="model")
+def fixture_model(tmp_path_factory: pytest.TempPathFactory) -> HookedModel:
+    """A model that can read 512 tokens; its tokenizer counts words."""
+    return load_model(llama(max_position_embeddings=512).save(tmp_path_factory.mktemp("llama")))
+
+
+def test_lengths_are_counted_by_the_models_own_tokenizer(model: HookedModel) -> None:
+    (task,) = load_tasks(model, ("passkey_128_6",), limit=4)
+    assert len(task.examples) == 4
+    for example in task.examples:
+        assert 100 <= len(model.tokenizer.encode(example.prompt, add_special_tokens=False)) <= 128
+
+
+def test_rows_come_from_a_file_or_a_folder_of_files(model: HookedModel, tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(3)]
+    file = tmp_path / "gsm8k.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    for data in (file, tmp_path):
+        task, own = load_tasks(model, ("gsm8k", "letters"), data=data, limit=2)
+        assert [example.answer for example in task.examples] == ["0", "2"]
+        assert len(own.examples) == 2  # a task of the package needs no file
+
+
+def test_every_arm_is_run_on_every_task(
+    model: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(battery, "TASKS", ("letters", "letters_recall"))
+    monkeypatch.setattr(
+        battery, "load_tasks", lambda m, limit: load_tasks(m, battery.TASKS, limit=limit)
+    )
+    steps: list[int] = []
+    result = run_battery(model, n_examples=2, on_progress=steps.append)
+    assert sum(steps) == n_cells() == 2 * (1 + len(battery_arms()))
+    assert [arm.name for arm in result.arms] == [arm.name for arm in battery_arms()]
+    assert {cell.score.n for cell in result.cells} == {2}
+    assert result.judged is not None
+    assert result.judged.name == "paper k=4"  # the dose that has a matched control
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    encoder = load_model(FAMILIES["bert"].save(tmp_path))
+    with pytest.raises(UnsupportedModelError, match="must be a decoder with a language-modelling"):
+        run_battery(encoder)
