@@ -106,13 +106,14 @@ def match_arms(
 
 
 def matched_controls(arms: Sequence[Arm]) -> dict[str, str]:
-    """For each arm by name the effect-matched one of its k, the first seed if there are several."""
-    matched = {arm.k: arm.name for arm in reversed(arms) if PRESETS[arm.preset].matched_to}
-    return {
-        arm.name: matched[arm.k]
-        for arm in arms
-        if arm.k in matched and not PRESETS[arm.preset].matched_to
-    }
+    """For each arm by name the arm that was matched to it, the first seed if there are several."""
+    found: dict[str, str] = {}
+    for control in arms:
+        target = PRESETS[control.preset].matched_to
+        for arm in arms:
+            if arm.preset == target and arm.k == control.k:
+                found.setdefault(arm.name, control.name)
+    return found
 
 
 def _matched(

@@ -105,7 +105,7 @@ def run_battery(
         load_tasks(model, limit=n_examples),
         battery_arms(),
         config=DisruptionConfig(
-            evaluation=asking, generated=GENERATED, n_neutral=2, neutral_length=96
+            evaluation=asking, generated=GENERATED, n_neutral=6, neutral_length=64
         ),
         cells=cells,
         on_progress=on_progress,

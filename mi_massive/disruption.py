@@ -40,9 +40,10 @@ class DisruptionConfig:
     generated: tuple[str, ...] | None = None
     """Tasks to generate answers for; the others are read by their options where they have any.
     None: all."""
-    n_neutral: int = 4
-    """Default passages on which attention and cross-entropy are measured."""
-    neutral_length: int = 128
+    n_neutral: int = 8
+    """Default passages on which attention and cross-entropy are measured. Under six no two-sided
+    sign-flip test over passages can be significant."""
+    neutral_length: int = 64
     """Tokens of each."""
     n_resamples: int = 2000
     seed: int = 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_models import llama
 
-from mi_massive.arms import Arm, make_arms, match_arms
+from mi_massive.arms import Arm, make_arms, match_arms, matched_controls
 from mi_massive.attention_effects import measure_effects
 from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
 from mi_massive.evaluation import evaluate
@@ -284,3 +284,11 @@ def test_no_task_and_no_preset_are_refused(model: HookedModel) -> None:
         run_disruption(model, [], make_arms(("paper",)))
     with pytest.raises(ValueError, match="preset must be one of paper, "):
         make_arms(("nonsense",))
+
+
+def test_a_matched_control_belongs_to_its_treatment_at_the_same_dose_alone() -> None:
+    arms = make_arms(("paper", "sink_preserving", "effect_matched"), ks=(1, 4), n_seeds=2)
+    assert matched_controls(arms) == {
+        "paper k=1": "effect_matched k=1 seed=0",
+        "paper k=4": "effect_matched k=4 seed=0",
+    }
