@@ -4,10 +4,10 @@ The loss of a task is the share of its above-chance score that is gone,
 
     loss = (before - after) / (before - floor)
 
-so that tasks with different floors and formats can stand side by side; tasks that were not above
-chance before have nothing to lose and are left out. The contrast is the mean loss of contextual
-tasks minus that of parametric ones. Intervals resample the examples within each task, the same ones
-in every arm.
+so that tasks with different floors and formats can stand side by side. Tasks that were not above
+chance before have nothing to lose and are left out, and so are tasks of fewer than ten examples.
+The contrast is the mean loss of contextual tasks minus that of parametric ones. Intervals resample
+the examples within each task, the same ones in every arm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ from mi_massive.stats import Estimate
 from mi_massive.tasks.base import Kind
 
 _TEST: Final = "percentile bootstrap over examples within tasks"
+_FEWEST: Final = 10
+"""Examples that a task must have: resamples of fewer say too little about others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,8 +136,10 @@ def contrasts(
 
 
 def _can_lose(result: TaskResult, readout: Readout) -> bool:
-    """True for a task with this read-out that is above chance beyond its interval."""
-    return readout in result.config.readouts and result.score(readout).low > result.floor(readout)
+    """True for a task with this read-out, enough examples, and a score surely above chance."""
+    if readout not in result.config.readouts or len(result.answers) < _FEWEST:
+        return False
+    return result.score(readout).low > result.floor(readout)
 
 
 def _loss(

@@ -133,3 +133,15 @@ def test_a_read_out_that_no_task_has_shows_nothing() -> None:
     (found,) = contrasts(INTACT, {"arm": INTACT}, readout="options", controls={})
     assert (found.contextual_tasks, found.parametric_tasks) == ((), ())
     assert math.isnan(found.contrast.effect)
+
+
+def test_a_task_of_a_few_examples_is_left_out() -> None:
+    intact = [result("read", "contextual", answers(n, n)) for n in (9, 10)]
+    lost = [result("read", "contextual", answers(0, n)) for n in (9, 10)]
+    few, enough = (
+        contrasts([before], {"arm": [after]}, readout="generation", controls={})[0]
+        for before, after in zip(intact, lost, strict=True)
+    )
+    assert few.contextual_tasks == ()
+    assert math.isnan(few.contextual_loss.effect)
+    assert enough.contextual_loss.effect == 1.0
