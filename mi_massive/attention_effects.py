@@ -12,7 +12,7 @@ whole of it, as in the paper, so its cross-entropy is not that of a causal reade
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import numpy as np
@@ -27,6 +27,7 @@ from mi_massive.models.attention import watching_patterns
 from mi_massive.models.base import HookedModel
 from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.norms import AttentionNorms
+from mi_massive.presets import with_strength
 from mi_massive.prompts import TokenizedPrompts
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate, estimate
@@ -167,11 +168,10 @@ def match_effect(
     require_positive("attention_kl", attention_kl)
     require_in_range("max_steps", max_steps, low=1, high=100, unit="steps")
 
-    def at(strength: float) -> Intervention:
-        return replace(control, value=replace(control.value, strength=strength))
-
     def moves(strength: float) -> float:
-        result = measure_effects(model, prompts, {"control": at(strength)}, norms=norms)
+        result = measure_effects(
+            model, prompts, {"control": with_strength(control, strength)}, norms=norms
+        )
         return float(result.attention_kl[1].mean())
 
     low, high = strengths
@@ -198,7 +198,7 @@ def match_effect(
             f"{reached:.3g} at strength {strength:g} after {max_steps}; allow more steps or a "
             "larger tolerance"
         )
-    return at(strength)
+    return with_strength(control, strength)
 
 
 class _Watched:
