@@ -24,7 +24,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         # Parts of the analyses above.
         *("_agreement", "_head_statistics", "_pairs", "_band_tests"),
         *("_clusters", "_partner_tests", "_phase_offsets", "_concentration_tests"),
-        *("prompts", "_prompt_sources"),
+        *("prompts", "_prompt_sources", "prompt_pairs"),
         # Sums of a capture; what a token-level view holds.
         *("_reductions", "patterns"),
         # What an intervention chooses and writes; what a text repeats.
