@@ -1,7 +1,7 @@
 """The three choices that make an intervention: which dimensions, what replaces them, and where."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Literal, cast
 
 from mi_massive._replacements import PREFILL_ONLY, Value
 from mi_massive._selections import Selection
@@ -59,3 +59,13 @@ class Intervention:
             raise ValueError("value must not be 'joint_mean' for the rule 'across_heads'; use zero")
         if self.where.stage == "unrotated" and self.where.projections == ("v",):
             raise ValueError("stage must be 'attention' for values, which are never rotated")
+
+    def settings(self) -> dict[str, str | int | float | bool | None]:
+        """Every choice under its name, such as `selection.rule`, as a provenance holds it."""
+        return {
+            f"{part}.{name}": ",".join(map(str, cast("tuple[object, ...]", value)))
+            if isinstance(value, tuple)
+            else value
+            for part, choices in asdict(self).items()
+            for name, value in choices.items()
+        }

@@ -1,8 +1,8 @@
 """The conditions of an experiment: named presets at k dimensions, with controls matched to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from mi_massive._cells import kept
@@ -93,6 +93,8 @@ def match_arms(
         ValueError: If a control cannot move the attention as far as its treatment.
     """
     found: list[Arm] = []
+    # How far each treatment moves the attention: measured once for all seeds of its controls.
+    moved = cache(partial(_moved, model, neutral))
     for arm in arms:
         target = PRESETS[arm.preset].matched_to
         if target is None:
@@ -100,7 +102,7 @@ def match_arms(
             continue
         treatment = Arm(preset=target, k=arm.k).intervention
         arguments = {"control": arm.intervention, "to": treatment, "prompts": neutral.digest}
-        matched = partial(_matched, model, arm, treatment, neutral)
+        matched = partial(_matched, model, arm, treatment, neutral, moved)
         found.append(kept(cells, f"match-{arm.name}", model, arguments, matched))
     return tuple(found)
 
@@ -116,9 +118,17 @@ def matched_controls(arms: Sequence[Arm]) -> dict[str, str]:
     return found
 
 
+def _moved(model: HookedModel, neutral: TokenizedPrompts, treatment: Intervention) -> float:
+    """How far a treatment moves the attention, in nats."""
+    return float(measure_effects(model, neutral, {"it": treatment}).attention_kl[1].mean())
+
+
 def _matched(
-    model: HookedModel, arm: Arm, treatment: Intervention, neutral: TokenizedPrompts
+    model: HookedModel,
+    arm: Arm,
+    treatment: Intervention,
+    neutral: TokenizedPrompts,
+    moved: Callable[[Intervention], float],
 ) -> Arm:
-    moved = measure_effects(model, neutral, {"treatment": treatment}).attention_kl[1]
-    control = match_effect(model, neutral, arm.intervention, attention_kl=float(moved.mean()))
+    control = match_effect(model, neutral, arm.intervention, attention_kl=moved(treatment))
     return replace(arm, strength=control.value.strength)

@@ -146,7 +146,8 @@ def match_effect(
 ) -> Intervention:
     """Set a control's strength so that it moves the attention as far as a treatment does.
 
-    Bisection on the strength; the KL grows with it, first with its square.
+    The KL grows with the strength, first with its square: the search follows the chord between two
+    strengths on logarithmic axes, where that is a straight line, and halves in between.
 
     Args:
         model: From `load_model`.
@@ -156,7 +157,7 @@ def match_effect(
         norms: See `disrupt`.
         strengths: Where to search.
         tolerance: Relative difference of the KL at which the search ends.
-        max_steps: Bisections at most.
+        max_steps: Steps at most, once the aim is bracketed.
 
     Returns:
         The control at the strength found.
@@ -176,22 +177,27 @@ def match_effect(
 
     low, high = strengths
     strength = min(max(1.0, low), high)
-    reached = moves(strength)
+    reached, below, above = moves(strength), 0.0, 0.0
     while reached < attention_kl and strength < high:
-        low, strength = strength, min(2 * strength, high)
+        low, below, strength = strength, reached, min(2 * strength, high)
         reached = moves(strength)
     if reached < attention_kl * (1 - tolerance):
         raise ValueError(
             f"the control must be able to move the attention by {attention_kl:.3g} nats, got "
             f"{reached:.3g} at strength {strength:g}; edit more dimensions"
         )
-    high = strength
-    for _ in range(max_steps):
+    high, above = strength, reached
+    for step in range(max_steps):
         if math.isclose(reached, attention_kl, rel_tol=tolerance):
             break
-        strength = (low + high) / 2
+        # Halving now and then: a chord alone can creep along a curve that bends one way.
+        halve = step % 3 == 2
+        strength = (low + high) / 2 if halve else _chord(low, high, below, above, attention_kl)
         reached = moves(strength)
-        low, high = (strength, high) if reached < attention_kl else (low, strength)
+        if reached < attention_kl:
+            low, below = strength, reached
+        else:
+            high, above = strength, reached
     if not math.isclose(reached, attention_kl, rel_tol=tolerance):
         raise ValueError(
             f"max_steps must suffice to move the attention by {attention_kl:.3g} nats, got "
@@ -199,6 +205,13 @@ def match_effect(
             "larger tolerance"
         )
     return with_strength(control, strength)
+
+
+def _chord(low: float, high: float, below: float, above: float, aim: float) -> float:
+    """Strength between two at which a power law through their effects reaches `aim`."""
+    if low <= 0 or below <= 0:
+        return max(low, high * math.sqrt(aim / above))
+    return low * (high / low) ** (math.log(aim / below) / math.log(above / below))
 
 
 class _Watched:

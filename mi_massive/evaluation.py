@@ -81,7 +81,12 @@ def evaluate(
         ),
         n_edits=n_edits,
         config=config,
-        provenance=provenance_of(model, prompts, batch_size=config.batch_size),
+        provenance=provenance_of(
+            model,
+            prompts,
+            batch_size=config.batch_size,
+            settings={} if intervention is None else intervention.settings(),
+        ),
     )
 
 

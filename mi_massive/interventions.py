@@ -18,24 +18,22 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mi_massive._checks import require_in_range
 from mi_massive._choices import Intervention, Where
-from mi_massive._disruptor import Disruptor, Sources
+from mi_massive._disruptor import Disruptor
 from mi_massive._replacements import Value
 from mi_massive._selections import Selection
+from mi_massive._sources import make_disruptor
 from mi_massive.axes import Projection
-from mi_massive.models.attention import AttentionInputs, sliding_blocks, visiting
+from mi_massive.models.attention import visiting
 from mi_massive.models.base import HookedModel
 from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.models.passes import noting_passes, whole_prompt
-from mi_massive.models.sites import Hook, HookFunction, site_name
-from mi_massive.norms import AttentionNorms, Stage
-from mi_massive.rope import ModelGeometry, before_rotation
+from mi_massive.models.sites import Hook, HookFunction, refusing_runs, site_name
+from mi_massive.norms import AttentionNorms
 
 __all__ = [
     "Edits",
@@ -86,8 +84,8 @@ def disrupt(
             text = model.plain.generate(ids, attention_mask=mask, max_new_tokens=20)
 
     Runs of `model.plain`, of `capture_norms` and of `model.attention_inputs` are edited; those of
-    `model.bridge` are not (see `disruption_hooks`). Contexts within contexts add up. What is
-    padding is known from the attention mask alone: without one every token is real.
+    `model.bridge` would not be and are refused (see `disruption_hooks`). Contexts within contexts
+    add up. What is padding is known from the attention mask alone: without one every token is real.
 
     Args:
         model: From `load_model`.
@@ -105,7 +103,8 @@ def disrupt(
     Raises:
         ValueError: If k exceeds the head, a layer does not exist, or what the intervention needs
             (norms, masks, donor) is missing or does not fit the model.
-        RuntimeError: If nothing was edited when the context closes, or a place was not reached.
+        RuntimeError: If nothing was edited when the context closes, a place was not reached, or
+            `model.bridge` was run inside.
         UnsupportedModelError: If the model was wrapped; use `disruption_hooks`.
     """
     try:
@@ -115,7 +114,7 @@ def disrupt(
             f"{model.name} must be loaded by load_model to be disrupted in place, got a wrapped "
             "TransformerLens model; use disruption_hooks with run_with_hooks"
         ) from error
-    disruptor = _disruptor(model, intervention, norms, masks, donor, prompt_length)
+    disruptor = make_disruptor(model, intervention, norms, masks, donor, prompt_length)
     passing = _passing.get()
     if disruptor.keeps and plain in passing:
         raise ValueError(
@@ -124,11 +123,31 @@ def disrupt(
         )
     token = _passing.set((*passing, plain) if disruptor.forgets else passing)
     try:
-        with noting_passes(plain, disruptor.begin), visiting(plain, disruptor.visit):
+        with (
+            noting_passes(plain, disruptor.begin),
+            visiting(plain, disruptor.visit),
+            _refusing_bridge(model),
+        ):
             yield Edits(disruptor)
     finally:
         _passing.reset(token)
     _require_edits(disruptor, model)
+
+
+@contextmanager
+def _refusing_bridge(model: HookedModel) -> Generator[None, None, None]:
+    """Refuse runs of the bridge inside the context, which would not be edited."""
+    reason = (
+        f"model.bridge of {model.name} must not be run inside disrupt, whose edits it does not "
+        "see; run model.plain, or use disruption_hooks"
+    )
+    if "bridge" in vars(model):
+        with refusing_runs(model.bridge, reason):
+            yield
+        return
+    yield
+    if "bridge" in vars(model):  # built at its first use, in here
+        raise RuntimeError(reason)
 
 
 def disruption_hooks(
@@ -141,6 +160,8 @@ def disruption_hooks(
     donor: Sequence[int] | None = None,
 ) -> list[tuple[str, HookFunction]]:
     """The same edit as hooks of TransformerLens, for `model.run_with_hooks` on whole prompts.
+
+    A run in which they edit nothing is an error, as in `disrupt`; it is raised at the last hook.
 
     Args:
         model: Loaded or wrapped.
@@ -160,14 +181,22 @@ def disruption_hooks(
             "positions must be 'prefill' and cache 'edited' for hooks, got "
             f"{where.positions!r} and {where.cache!r}; use disrupt"
         )
-    disruptor = _disruptor(model, intervention, norms, masks, donor, None)
+    disruptor = make_disruptor(model, intervention, norms, masks, donor, None)
     rotates = {layer.block: layer.rotary is not None for layer in model.geometry.layers}
+
+    pending: set[tuple[int, Projection]] = set()
+    n_before = 0
 
     def hook(block: int, projection: Projection) -> HookFunction:
         def edit(activation: Tensor, hook: Any) -> Tensor | None:
+            nonlocal n_before
             n_batch, n_pos = activation.shape[:2]
             disruptor.begin(whole_prompt(n_batch, n_pos, attention_mask, activation.device))
             edited = disruptor.edited(block, projection, activation.transpose(1, 2))
+            pending.add((block, projection))
+            if len(pending) == len(hooks):  # the run's last one
+                pending.clear()
+                n_before = _require_progress(disruptor, model, n_before)
             return None if edited is None else edited.transpose(1, 2)
 
         return edit
@@ -191,93 +220,6 @@ def _hook_point(projection: Projection, *, rotates: bool) -> Hook:
     return (rotated if rotates else plain)[projection]
 
 
-def _disruptor(
-    model: HookedModel,
-    intervention: Intervention,
-    norms: AttentionNorms | None,
-    masks: Mapping[Projection, Bool[Tensor, "layer head d_head"]] | None,
-    donor: Sequence[int] | None,
-    prompt_length: int | None,
-) -> Disruptor:
-    where, kind = intervention.where, intervention.value.kind
-    blocks = model.geometry.blocks
-    for block in where.layers or ():
-        if block not in blocks:
-            raise ValueError(f"layers must be among {list(blocks)}, got {block}")
-    d_head = min(layer.d_head for layer in model.geometry.layers)
-    if intervention.selection.rule not in ("massive", "mask"):
-        require_in_range(
-            "k", intervention.selection.k, low=0, high=d_head, unit="dimensions of a head"
-        )
-    if kind == "dataset_mean" and norms is None:
-        raise ValueError("norms must be a capture for the value 'dataset_mean', got none")
-    if norms is not None and _shapes(norms.geometry) != _shapes(model.geometry):
-        raise ValueError(
-            f"norms must cover the layers and heads of {model.name}, got those of "
-            f"{norms.provenance.model}"
-        )
-    if (intervention.selection.rule == "mask") != (masks is not None):
-        raise ValueError(
-            "masks must be given exactly for the rule 'mask', got "
-            f"{'none' if masks is None else 'some'} for {intervention.selection.rule!r}"
-        )
-    if masks is not None:
-        _require_masks(model, masks, where.projections)
-    if (kind == "resampled") != (donor is not None):
-        raise ValueError(
-            "donor must be token ids exactly for the value 'resampled', got "
-            f"{'none' if donor is None else 'some'} for {kind!r}"
-        )
-    return Disruptor(
-        intervention,
-        model.geometry,
-        Sources(norms, masks or {}, {} if donor is None else _donor(model, donor, where.stage)),
-        prompt_length=prompt_length,
-        clean_cache=sliding_blocks(model.plain) if where.cache == "edited_global" else frozenset(),
-    )
-
-
-def _shapes(geometry: ModelGeometry) -> list[tuple[int, int, int, int]]:
-    return [(at.block, at.n_heads, at.n_key_value_heads, at.d_head) for at in geometry.layers]
-
-
-def _require_masks(
-    model: HookedModel, masks: Mapping[Projection, Tensor], projections: tuple[Projection, ...]
-) -> None:
-    layers = model.geometry.layers
-    for projection in projections:
-        if projection not in masks:
-            raise ValueError(f"masks must hold {projection!r}, got {sorted(masks)}")
-        heads = layers[0].n_heads if projection == "q" else layers[0].n_key_value_heads
-        expected = (len(layers), heads, layers[0].d_head)
-        if tuple(masks[projection].shape) != expected:
-            raise ValueError(
-                f"masks[{projection!r}] must have the shape [layer, head, d_head] = {expected}, "
-                f"got {tuple(masks[projection].shape)}"
-            )
-
-
-@torch.no_grad()
-def _donor(
-    model: HookedModel, ids: Sequence[int], stage: Stage
-) -> dict[tuple[int, Projection], Tensor]:
-    states: dict[tuple[int, Projection], Tensor] = {}
-    positions = torch.arange(len(ids))
-    rotary_of = {layer.block: layer.rotary for layer in model.geometry.layers}
-
-    def keep(seen: AttentionInputs) -> None:
-        named: dict[Projection, Tensor] = {"q": seen.query, "k": seen.key, "v": seen.value}
-        for projection, tensor in named.items():
-            rotary = rotary_of[seen.block]
-            own = tensor[0].detach().clone()
-            if stage == "unrotated" and projection != "v" and rotary is not None:
-                own = before_rotation(own.float(), positions, rotary)
-            states[seen.block, projection] = own
-
-    model.attention_inputs(torch.tensor([list(ids)], device=model.device), keep)
-    return states
-
-
 def _require_edits(disruptor: Disruptor, model: HookedModel) -> None:
     intervention, counts = disruptor.intervention, disruptor.counts()
     for block in intervention.where.layers or model.geometry.blocks:
@@ -287,8 +229,15 @@ def _require_edits(disruptor: Disruptor, model: HookedModel) -> None:
                     f"every layer must be reached by the intervention, got no run of {projection} "
                     f"in block {block}; run model.plain inside the context"
                 )
-    if not intervention.selection.is_empty and sum(counts.values()) == 0:
+    _require_progress(disruptor, model, 0)
+
+
+def _require_progress(disruptor: Disruptor, model: HookedModel, n_before: int) -> int:
+    """Entries edited so far; an error if these are no more than before."""
+    n_edited = sum(disruptor.counts().values())
+    if n_edited == n_before and not disruptor.intervention.selection.is_empty:
         raise RuntimeError(
             f"an intervention must edit at least one entry of {model.name}, got none: its "
             "selection or its positions never occurred; check rule, rows and positions"
         )
+    return n_edited

@@ -75,7 +75,7 @@ def measure_speed(
     model = load_model(name)
     ids = token_ids(n_tokens)
     ways = _ways(model, ids)
-    seconds = torch.tensor(_in_turn(ways, n_rounds))
+    seconds = torch.tensor(in_turn(ways, n_rounds))
     return SpeedResult(
         ways=WAYS,
         seconds=seconds,
@@ -121,7 +121,16 @@ def _ways(model: HookedModel, ids: list[list[int]]) -> Mapping[str, Callable[[],
 
 
 @torch.no_grad()
-def _in_turn(ways: Mapping[str, Callable[[], object]], n_rounds: int) -> list[list[float]]:
+def in_turn(ways: Mapping[str, Callable[[], object]], n_rounds: int) -> list[list[float]]:
+    """Seconds of each way in each round, the ways one after the other; one round more goes first.
+
+    Args:
+        ways: What is timed, by name.
+        n_rounds: Rounds that are counted.
+
+    Returns:
+        `[round][way]`.
+    """
     rounds: list[list[float]] = []
     for _ in range(n_rounds + 1):
         row: list[float] = []

@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers, processors
 
 from mi_massive.capture import capture_norms
 from mi_massive.evaluation import evaluate
-from mi_massive.interventions import Intervention, Selection, disrupt
+from mi_massive.interventions import Intervention, Selection, Value, Where, disrupt
 from mi_massive.models import HookedModel, load_model
 from mi_massive.prompts import tokenize_prompts
 from mi_massive.records import load_result, save_result
@@ -239,6 +239,23 @@ def test_provenance_names_the_prompts_and_the_batch(model: HookedModel) -> None:
     assert provenance.prompts_digest == tokenize_prompts(model.tokenizer, QUESTIONS).digest
     assert (provenance.batch_size, provenance.n_prompts) == (3, len(QUESTIONS))
     assert provenance.model == model.name
+    assert provenance.settings == {}
+
+
+def test_provenance_tells_the_intervention(model: HookedModel) -> None:
+    where = Where(layers=(0, 1), rows="after_first")
+    edit = Intervention(selection=Selection(k=2), value=Value(strength=1.5), where=where)
+    settings = evaluate(model, words_task(), intervention=edit).provenance.settings
+    expected = {
+        "selection.rule": "largest",
+        "selection.k": 2,
+        "value.kind": "mean",
+        "value.strength": 1.5,
+        "where.projections": "q,k",
+        "where.layers": "0,1",
+        "where.rows": "after_first",
+    }
+    assert {name: settings[name] for name in expected} == expected
 
 
 def test_a_result_is_the_same_after_saving_and_loading(model: HookedModel, tmp_path: Path) -> None:

@@ -1228,9 +1228,28 @@ class TestCounts:
             "model.plain inside the context"
         )
         with pytest.raises(RuntimeError, match=message), disrupt(model, edit()):
-            model.run_with_hooks(token_ids(), fwd_hooks=[])
-        with pytest.raises(RuntimeError, match=message), disrupt(model, edit()):
             pass
+
+    @pytest.mark.parametrize("built", [True, False])
+    def test_a_run_of_the_bridge_is_an_error_even_beside_runs_of_the_plain_model(
+        self, built: bool, tmp_path: Path
+    ) -> None:
+        model = load_model(llama().save(tmp_path))
+        if built:
+            model.run_with_hooks(token_ids(), fwd_hooks=[])
+        message = (
+            "model.bridge of .* must not be run inside disrupt, whose edits it does not see; run "
+            "model.plain, or use disruption_hooks"
+        )
+
+        def runs_both() -> None:
+            with disrupt(model, edit()):
+                logits_of(model, token_ids())
+                model.run_with_hooks(token_ids(), fwd_hooks=[])
+
+        with pytest.raises(RuntimeError, match=message):
+            runs_both()
+        model.run_with_hooks(token_ids(), fwd_hooks=[])  # outside it runs again
 
 
 class TestRefusals:
@@ -1430,6 +1449,24 @@ class TestHooks:
             disrupt(wrapped("llama"), edit()),
         ):
             pytest.fail("the context must not open")
+
+    def test_hooks_that_edit_nothing_are_an_error(self, load: Model) -> None:
+        model, ids = load("llama"), token_ids()
+        none = Selection(rule="massive", ratio=60.0)
+        message = "an intervention must edit at least one entry of .*, got none: its selection"
+        for _ in range(2):
+            hooks = disruption_hooks(model, Intervention(selection=none))
+            with pytest.raises(RuntimeError, match=message):
+                model.run_with_hooks(ids, fwd_hooks=hooks)
+        hooks = disruption_hooks(model, edit(k=3))
+        first = model.run_with_hooks(ids, fwd_hooks=hooks)
+        again = model.run_with_hooks(ids, fwd_hooks=hooks)  # each run is counted for itself
+        assert torch.equal(first, again)
+        assert far_apart(first, model.run_with_hooks(ids, fwd_hooks=[]))
+        empty = disruption_hooks(model, edit(k=0))
+        assert torch.equal(
+            model.run_with_hooks(ids, fwd_hooks=empty), model.run_with_hooks(ids, fwd_hooks=[])
+        )
 
     def test_a_mask_of_another_batch_is_refused(self, load: Model) -> None:
         model, (ids, mask) = load("llama"), batch(PROMPTS)

@@ -33,14 +33,14 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Touch a model: the only importers of transformer_lens and transformers.
     2: (
         *("models", "capture", "pattern_capture", "generation"),
-        *("interventions", "_choices", "_disruptor", "presets", "attention_effects"),
+        *("interventions", "_choices", "_disruptor", "_sources", "presets", "attention_effects"),
     ),
     # A task knows no model; evaluation joins the two.
     3: ("tasks", "scores", "evaluation"),
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
-        *("conflict", "patching", "twins", "quantization", "sweep", "speed"),
+        *("conflict", "patching", "twins", "quantization", "sweep", "speed", "generation_speed"),
         *("claims", "_verdicts", "_disruption_claims"),
     ),
     # Read results; never run a model.

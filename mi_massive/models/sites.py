@@ -8,7 +8,8 @@ reached before, or in, the key-value cache.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
@@ -93,6 +94,20 @@ def revive_rotary_hooks(bridge: Any) -> None:
             _hook_rotation(attention)
         elif callable(getattr(attention.original_component, "_attn", None)):
             _hook_attn_method(attention)
+
+
+@contextmanager
+def refusing_runs(bridge: Any, reason: str) -> Generator[None, None, None]:
+    """Raise RuntimeError with `reason` if a bridge is run inside the context."""
+
+    def refuse(module: Any, args: Any) -> None:
+        raise RuntimeError(reason)
+
+    handle = bridge.original_model.register_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _hook_rotation(attention: Any) -> None:
