@@ -5,6 +5,8 @@
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
 PYTEST_FLAGS ?=
+# Processes of one thread each: most models in the tests are too small to gain from a second one.
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -28,7 +30,7 @@ test: setup  ## Format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 # The folder is this target's own: a report of another MODEL in it is replaced.
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies

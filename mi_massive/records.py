@@ -159,27 +159,30 @@ def _qualified_name(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _encode(value: Any, *, key: str, tensors: dict[str, Tensor]) -> Any:
-    def inner(child: Any, name: object) -> Any:
-        return _encode(child, key=f"{key}.{name}" if key else str(name), tensors=tensors)
+def _under(key: str, name: object) -> str:
+    return f"{key}.{name}" if key else str(name)
 
+
+def _encode(value: Any, *, key: str, tensors: dict[str, Tensor]) -> Any:
+    # No function within: it would be made and checked anew for every value of a result.
     if isinstance(value, Tensor):
         if key in tensors:
             raise ValueError(f"{key} must name one tensor, got two; leave out dots in names")
         tensors[key] = value.detach().cpu().contiguous().clone()
         return {"$tensor": key}
     if _is_result(value):
-        fields = {f.name: inner(getattr(value, f.name), f.name) for f in dataclasses.fields(value)}
+        names = [field.name for field in dataclasses.fields(value)]
+        fields = {n: _encode(getattr(value, n), key=_under(key, n), tensors=tensors) for n in names}
         return {"$type": _qualified_name(cast(object, value)), **fields}
     if isinstance(value, Mapping):
         mapping = cast(Mapping[Any, Any], value)
         for name in mapping:
             if not isinstance(name, str) or name.startswith("$"):
                 raise ValueError(f"{key} must have names without a leading $ as keys, got {name!r}")
-        return {name: inner(child, name) for name, child in mapping.items()}
+        return {n: _encode(v, key=_under(key, n), tensors=tensors) for n, v in mapping.items()}
     if isinstance(value, tuple | list):
         items = cast("tuple[Any, ...] | list[Any]", value)
-        return [inner(child, index) for index, child in enumerate(items)]
+        return [_encode(v, key=_under(key, i), tensors=tensors) for i, v in enumerate(items)]
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise ValueError(
