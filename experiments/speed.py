@@ -1,6 +1,6 @@
 """What do captures and disrupted generation cost beside other ways to do the same? (speed).
 
-Questions: is the capture of q, k and v norms within 1.10 times the time of the plain transformers
+Question: is the capture of q, k and v norms within 1.10 times the time of the plain transformers
 forward pass (SDPA) on 1 x 1024 tokens, and within 1.2 times its peak memory at 8192 tokens? How do
 the bridge with hooks, and run_with_cache then reduce, compare? Does disrupted generation in batches
 reach 0.85 times the examples per second of plain generate, and 4 times those of the published way?
