@@ -29,18 +29,21 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("_reductions", "patterns"),
         # What an intervention chooses and writes; what a text repeats.
         *("_selections", "_replacements", "text_measures"),
+        # What a patch replaces, tests and gives.
+        *("patch_results", "_patch_units", "_patch_statistics"),
     ),
     # Touch a model: the only importers of transformer_lens and transformers.
     2: (
         *("models", "capture", "pattern_capture", "generation"),
         *("interventions", "_choices", "_disruptor", "presets", "attention_effects"),
+        "_patch_runs",
     ),
     # A task knows no model; evaluation joins the two.
     3: ("tasks", "scores", "evaluation"),
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
-        *("conflict", "patching", "twins", "quantization", "sweep", "speed"),
+        *("conflict", "patching", "_patch_setup", "twins", "quantization", "sweep", "speed"),
         *("claims", "_verdicts", "_disruption_claims"),
     ),
     # Read results; never run a model.

@@ -1,0 +1,219 @@
+"""What `patch` and `attribute` check before they run anything, and the pairs they can use."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from mi_massive._checks import require_not_empty
+from mi_massive._patch_runs import Batch, make_batches, measure_differences
+from mi_massive._patch_units import Labels, Units, make_arms
+from mi_massive.axes import SITES, Site
+from mi_massive.capture import provenance_of
+from mi_massive.models.base import HookedModel
+from mi_massive.models.resume import Resumer
+from mi_massive.patch_results import GRANULARITIES, Direction, Granularity, PatchingConfig
+from mi_massive.prompt_pairs import PromptPair
+from mi_massive.prompts import TokenizedPrompts
+from mi_massive.records import Provenance
+from mi_massive.rope import LayerGeometry
+
+_BUILT_IN_GROUPS = ("all", "later")
+
+
+def patched_layers(
+    model: HookedModel, *, site: Site, config: PatchingConfig | None = None
+) -> tuple[LayerGeometry, ...]:
+    """Attention layers that a patch covers; of a rotated site only those that rotate.
+
+    Raises:
+        ValueError: If `config.layers` names one that is not there, or none rotates.
+    """
+    config = config or PatchingConfig()
+    rotated = site in ("rot_q", "rot_k")
+    found = [layer for layer in model.geometry.layers if layer.rotary or not rotated]
+    if not found:
+        raise ValueError(
+            f"site must exist in the model, got {site!r} on {model.name}, which has no rotary "
+            f"position embeddings; use {site.removeprefix('rot_')!r}"
+        )
+    if config.layers is None:
+        return tuple(found)
+    blocks = [layer.block for layer in found]
+    for block in config.layers:
+        if block not in blocks:
+            raise ValueError(
+                f"layers must be among {blocks} (block indices with {site}), got {block}"
+            )
+    return tuple(layer for layer in found if layer.block in config.layers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Setup:
+    """A patch that can be run: what is patched where, on which pairs."""
+
+    model: HookedModel
+    resumer: Resumer
+    pairs: tuple[PromptPair, ...]
+    """Those with a difference to recover."""
+    n_left_out: int
+    clean: Float[Tensor, "example"]
+    corrupted: Float[Tensor, "example"]
+    """Logit differences of both prompts."""
+    direction: Direction
+    units: Units
+    layers: tuple[LayerGeometry, ...]
+    groups: tuple[str, ...]
+    config: PatchingConfig
+    provenance: Provenance
+
+    @property
+    def places(self) -> tuple[tuple[LayerGeometry, ...], ...]:
+        """Layers that are patched together."""
+        return (self.layers,) if self.config.joint else tuple((x,) for x in self.layers)
+
+    @property
+    def labels(self) -> Labels:
+        """Entries of each axis."""
+        blocks = ("all",) if self.config.joint else tuple(x.block for x in self.layers)
+        return {"layer": blocks, **self.units.labels(self.layers[0]), "group": self.groups}
+
+    @property
+    def n_units(self) -> int:
+        """Masks of a layer; several may be draws of one cell."""
+        draws = sum(len(selections) for _, selections in self.units.arms)
+        entries = [len(e) for axis, e in self.labels.items() if axis not in ("layer", "group")]
+        return draws or int(np.prod(entries, dtype=int))
+
+    @property
+    def differences(self) -> Float[Tensor, "example"]:
+        """Clean minus corrupted logit difference: all there is to recover."""
+        return self.clean - self.corrupted
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """Everything that a kept layer depends on, beside the model and the layer."""
+        listed = [asdict(pair) | {"groups": dict(pair.groups)} for pair in self.pairs]
+        text = json.dumps(listed, sort_keys=True)
+        return {
+            "pairs": hashlib.sha256(text.encode()).hexdigest(),
+            "cells": [self.units.site, self.units.granularity, self.direction, *self.groups],
+            "config": self.config,
+        }
+
+    @property
+    def has_placebo(self) -> bool:
+        """True if the pairs have a placebo."""
+        return bool(self.pairs) and self.pairs[0].placebo is not None
+
+    def batches(self) -> list[Batch]:
+        """Unpatched runs of all pairs, after a check that a resumed run equals a whole one."""
+        made = make_batches(
+            self.resumer,
+            self.pairs,
+            site=self.units.site,
+            blocks=[layer.block for layer in self.layers],
+            direction=self.direction,
+            groups=self.groups,
+            batch_size=self.config.batch_size,
+        )
+        for batch in made[:1]:
+            start = batch.base.n_pos - 1 if self.resumer.reuse == "prefix" else 0
+            middle = self.layers[len(self.layers) // 2].block
+            self.resumer.require_same(batch.base, block=middle, start=start)
+        return made
+
+
+def prepare(
+    model: HookedModel,
+    pairs: Sequence[PromptPair],
+    *,
+    site: str,
+    granularity: str,
+    groups: Sequence[str],
+    config: PatchingConfig,
+    direction: Direction,
+) -> Setup:
+    """Check what is asked, and find the pairs that have something to recover.
+
+    Raises:
+        ValueError: If site, granularity or groups do not exist or do not fit each other, or only
+            some pairs have a placebo.
+        UnsupportedModelError: If the model cannot be patched, see `Resumer`.
+    """
+    site, granularity = require_site(site), require_granularity(granularity)
+    require_not_empty("pairs", pairs, remedy="pass pairs such as conflict_pairs gives")
+    require_not_empty("groups", groups, remedy="name at least one, such as 'all'")
+    _require_groups(pairs, groups)
+    if len({pair.placebo is None for pair in pairs}) > 1:
+        raise ValueError("pairs must all have a placebo or none, got some of each; leave it out")
+    layers = patched_layers(model, site=site, config=config)
+    massive = granularity == "massive"
+    units = Units(
+        site=site,
+        granularity=granularity,
+        n_bands=config.n_bands,
+        arms=make_arms(config) if massive else (),
+    )
+    units.require_possible(layers)
+    resumer = Resumer(model, reuse=config.reuse)
+    found = measure_differences(resumer, pairs, batch_size=config.batch_size)
+    used = [i for i, d in enumerate(found.clean - found.corrupted) if d >= config.min_difference]
+    return Setup(
+        model=model,
+        resumer=resumer,
+        pairs=tuple(pairs[i] for i in used),
+        n_left_out=len(pairs) - len(used),
+        clean=found.clean[used],
+        corrupted=found.corrupted[used],
+        direction=direction,
+        units=units,
+        layers=layers,
+        groups=tuple(groups),
+        config=config,
+        provenance=_provenance(model, pairs, config),
+    )
+
+
+def require_site(name: str) -> Site:
+    """The site of this name."""
+    if name not in SITES:
+        raise ValueError(f"site must be one of {', '.join(SITES)}, got {name!r}")
+    return cast(Site, name)
+
+
+def require_granularity(name: str) -> Granularity:
+    """The granularity of this name."""
+    if name not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {name!r}")
+    return cast(Granularity, name)
+
+
+def _require_groups(pairs: Sequence[PromptPair], groups: Sequence[str]) -> None:
+    for group in groups:
+        lacking = [p.id for p in pairs if group not in (*_BUILT_IN_GROUPS, *p.groups)]
+        if lacking:
+            known = sorted(set.intersection(*(set(pair.groups) for pair in pairs)))
+            raise ValueError(
+                f"groups must be in every pair, got {group!r}, which {lacking[0]!r} does not have; "
+                f"all of them have {', '.join((*_BUILT_IN_GROUPS, *known))}"
+            )
+
+
+def _provenance(
+    model: HookedModel, pairs: Sequence[PromptPair], config: PatchingConfig
+) -> Provenance:
+    prompts = [p for pair in pairs for p in (pair.clean, pair.corrupted, pair.placebo) if p]
+    texts = tuple("" for _ in prompts)
+    tokenized = TokenizedPrompts(input_ids=tuple(prompts), texts=texts, n_truncated=0)
+    return provenance_of(
+        model,
+        tokenized,
+        batch_size=config.batch_size,
+        settings={"n_pairs": len(pairs), "hook_points": "transformer_lens"},
+    )
