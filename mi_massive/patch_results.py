@@ -89,8 +89,8 @@ class PatchedLayer:
 class PatchingResult:
     """What each cell recovers of the difference between the clean and the corrupted run.
 
-    Cell tensors have the axes named in `axes`, with the entries in `labels`. Everything is NaN where
-    no pair had a difference to recover.
+    Cell tensors have the axes named in `axes`, with the entries in `labels`. Everything is NaN
+    where no pair had a difference to recover.
     """
 
     site: Site

@@ -34,17 +34,18 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     # Touch a model: the only importers of transformer_lens and transformers.
     2: (
-        *("models", "capture", "pattern_capture", "generation"),
+        *("models", "capture", "pattern_capture"),
+        *("generation", "next_tokens", "_prompt_batches"),
         *("interventions", "_choices", "_disruptor", "presets", "attention_effects"),
         "_patch_runs",
     ),
     # A task knows no model; evaluation joins the two.
-    3: ("tasks", "scores", "evaluation"),
+    3: ("tasks", "scores", "evaluation", "conflict_scores"),
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
-        *("conflict", "patching", "_patch_setup", "twins", "quantization", "sweep", "speed"),
-        *("claims", "_verdicts", "_disruption_claims"),
+        *("conflict", "patching", "_patch_setup", "attribution", "twins", "quantization"),
+        *("sweep", "speed", "claims", "_verdicts", "_disruption_claims", "_conflict_claims"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),
@@ -52,6 +53,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     6: (
         "study",
         "cli",
+        "_conflict_command",
         "_disrupt_command",
         "_list_commands",
         "_options",
