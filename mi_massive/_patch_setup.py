@@ -4,20 +4,32 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import cast
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mi_massive._checks import require_not_empty
-from mi_massive._patch_runs import Batch, make_batches, measure_differences
-from mi_massive._patch_units import Labels, Units, make_arms
-from mi_massive.axes import SITES, Site
+from mi_massive._patch_runs import (
+    Batch,
+    Job,
+    make_batches,
+    measure_differences,
+    patch_layers,
+)
+from mi_massive._patch_units import (
+    Labels,
+    Units,
+    make_arms,
+    require_granularity,
+    require_site,
+)
+from mi_massive.axes import Site
 from mi_massive.capture import provenance_of
 from mi_massive.models.base import HookedModel
 from mi_massive.models.resume import Resumer
-from mi_massive.patch_results import GRANULARITIES, Direction, Granularity, PatchingConfig
+from mi_massive.patch_results import Direction, PatchingConfig
 from mi_massive.prompt_pairs import PromptPair
 from mi_massive.prompts import TokenizedPrompts
 from mi_massive.records import Provenance
@@ -180,18 +192,26 @@ def prepare(
     )
 
 
-def require_site(name: str) -> Site:
-    """The site of this name."""
-    if name not in SITES:
-        raise ValueError(f"site must be one of {', '.join(SITES)}, got {name!r}")
-    return cast(Site, name)
-
-
-def require_granularity(name: str) -> Granularity:
-    """The granularity of this name."""
-    if name not in GRANULARITIES:
-        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {name!r}")
-    return cast(Granularity, name)
+def patch_batches(
+    setup: Setup,
+    batches: Sequence[Batch],
+    place: Sequence[LayerGeometry],
+    jobs: Sequence[Job],
+    source: int,
+) -> Float[Tensor, "job example"]:
+    """Logit differences with each cell of one place patched by source 0, or by the placebo, 1."""
+    patched = torch.zeros(len(jobs), len(setup.pairs))
+    for batch in batches:
+        patched[:, list(batch.places)] = patch_layers(
+            setup.resumer,
+            batch,
+            batch.sources[source],
+            setup.units,
+            place,
+            jobs,
+            batch_size=setup.config.batch_size,
+        )
+    return patched
 
 
 def _require_groups(pairs: Sequence[PromptPair], groups: Sequence[str]) -> None:

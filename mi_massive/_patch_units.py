@@ -7,15 +7,15 @@ residual stream there is one head. Pure tensor arithmetic.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mi_massive._selections import Rule, Selection, select
-from mi_massive.axes import Site
-from mi_massive.patch_results import Granularity, PatchingConfig
+from mi_massive.axes import SITES, Site
+from mi_massive.patch_results import GRANULARITIES, Granularity, PatchingConfig
 from mi_massive.rope import LayerGeometry, RotaryGeometry
 
 Labels = Mapping[str, tuple[int | str, ...]]
@@ -136,6 +136,20 @@ class Units:
             return _in_band(rotary, self.n_bands)[None, :, None]
         pairs = torch.arange(rotary.n_pairs)[:, None] == rotary.pair_of_dim
         return (heads[:, :, None] & pairs[None, None, :, None]).flatten(1, 2)
+
+
+def require_site(name: str) -> Site:
+    """The site of this name."""
+    if name not in SITES:
+        raise ValueError(f"site must be one of {', '.join(SITES)}, got {name!r}")
+    return cast(Site, name)
+
+
+def require_granularity(name: str) -> Granularity:
+    """The granularity of this name."""
+    if name not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {name!r}")
+    return cast(Granularity, name)
 
 
 def make_arms(config: PatchingConfig) -> tuple[tuple[str, tuple[Selection, ...]], ...]:

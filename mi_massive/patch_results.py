@@ -169,15 +169,15 @@ class AttributionResult:
     """First-order estimate of `recovered`; no limit holds it in 0..1."""
     sample: tuple[tuple[int, ...], ...] = field(repr=False)
     """Positions on the axes of cells drawn at random."""
-    sample_exact: Float[Tensor, "cell"] = field(repr=False)
+    sample_exact: Float[Tensor, "sample"] = field(repr=False)
     """What patching these recovers."""
     top: tuple[tuple[int, ...], ...] = field(repr=False)
     """Positions on the axes of the cells with the largest estimates, by size."""
-    top_exact: Float[Tensor, "cell"] = field(repr=False)
-    top_low: Float[Tensor, "cell"] = field(repr=False)
-    top_high: Float[Tensor, "cell"] = field(repr=False)
+    top_exact: Float[Tensor, "top"] = field(repr=False)
+    top_low: Float[Tensor, "top"] = field(repr=False)
+    top_high: Float[Tensor, "top"] = field(repr=False)
     """What patching these recovers, with bootstrap intervals over examples."""
-    top_placebo: Float[Tensor, "cell"] = field(repr=False)
+    top_placebo: Float[Tensor, "top"] = field(repr=False)
     pearson: Estimate
     """Correlation of estimated and exact over the random cells."""
     spearman: Estimate

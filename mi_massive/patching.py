@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mi_massive._cells import kept
-from mi_massive._patch_runs import Batch, Job, patch_layers
-from mi_massive._patch_setup import Setup, prepare
+from mi_massive._patch_runs import Batch, Job
+from mi_massive._patch_setup import Setup, patch_batches, prepare
 from mi_massive._patch_statistics import corrected_p_values, ratios_of_means
 from mi_massive.axes import Site
 from mi_massive.models.base import HookedModel
@@ -124,37 +124,16 @@ class _Runs:
         """Every job of one place, on all pairs."""
         if self._batches is None:
             self._batches = self._setup.batches()
-        treated, placebo = patch_place(self._setup, self._batches, place, jobs)
-        return PatchedLayer(patched=treated, placebo=placebo)
-
-
-def patch_place(
-    setup: Setup, batches: Sequence[Batch], place: tuple[LayerGeometry, ...], jobs: Sequence[Job]
-) -> tuple[Float[Tensor, "job example"], Float[Tensor, "job example"] | None]:
-    """Logit differences with each cell of one place patched, by the other run and by the placebo.
-
-    Columns are the examples of the setup.
-    """
-    found = [torch.zeros(len(jobs), len(setup.pairs)) for _ in range(1 + setup.has_placebo)]
-    for batch in batches:
-        for into, source in zip(found, batch.sources, strict=True):
-            into[:, list(batch.places)] = patch_layers(
-                setup.resumer,
-                batch,
-                source,
-                setup.units,
-                place,
-                jobs,
-                batch_size=setup.config.batch_size,
-            )
-    return found[0], found[1] if setup.has_placebo else None
+        sources = range(1 + self._setup.has_placebo)
+        found = [patch_batches(self._setup, self._batches, place, jobs, s) for s in sources]
+        return PatchedLayer(patched=found[0], placebo=found[1] if len(found) > 1 else None)
 
 
 def _result(setup: Setup, layers: Sequence[PatchedLayer]) -> PatchingResult:
     config, labels = setup.config, setup.labels
     shape = [len(entries) for entries in labels.values()]
     effects = _effects(setup, [layer.patched for layer in layers])
-    cells = effects.double().numpy().reshape(-1, effects.shape[-1])
+    cells = effects.double().flatten(0, -2).numpy()
     totals = setup.differences.double().numpy()
     settings = {"level": config.level, "n_resamples": config.n_resamples, "seed": config.seed}
     found = ratios_of_means(cells, totals, **settings)
@@ -180,7 +159,7 @@ def _result(setup: Setup, layers: Sequence[PatchedLayer]) -> PatchingResult:
         p_values=tensor(corrected_p_values(cells, **settings)),
         placebo=tensor(placebo),
         beyond_placebo=tensor(beyond),
-        effects=effects.reshape(*shape, -1) if setup.pairs else torch.zeros(*shape, 0),
+        effects=effects.reshape(*shape, len(setup.pairs)),
         differences=setup.differences,
         n_left_out=setup.n_left_out,
         config=config,

@@ -55,6 +55,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "cli",
         "_conflict_command",
         "_disrupt_command",
+        "_patch_command",
         "_list_commands",
         "_options",
         "_terminal",

@@ -101,6 +101,44 @@ class Resumer:
         residuals = {block: states[name] for block, name in entering.items()}
         return Run(ids, logits, states, residuals)
 
+    @torch.enable_grad()
+    def gradients(
+        self,
+        ids: Int[Tensor, "example pos"],
+        names: Sequence[str],
+        measure: Callable[[Tensor], Tensor],
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Activations at `names`, and the gradient there of a measure of the last logits.
+
+        Raises:
+            UnsupportedModelError: If a hook point does not fire or has no gradient.
+        """
+        states: dict[str, Tensor] = {}
+
+        def begin(activation: Tensor, hook: Any) -> Tensor:
+            return activation.detach().requires_grad_()
+
+        def keeping(name: str) -> HookFunction:
+            def keep(activation: Tensor, hook: Any) -> Tensor:
+                states[name] = activation.clone()
+                return states[name]
+
+            return keep
+
+        hooks: list[tuple[str, HookFunction]] = [(patch_site_name(0, "resid_pre"), begin)]
+        hooks += [(name, keeping(name)) for name in names]
+        value = measure(self._forward(ids.to(self._device), hooks))
+        reached = [name for name in names if name in states and states[name].requires_grad]
+        found = torch.autograd.grad(value, [states[n] for n in reached], allow_unused=True)
+        gradients = {n: g for n, g in zip(reached, found, strict=True) if g is not None}
+        for name in names:
+            if name not in gradients:
+                raise UnsupportedModelError(
+                    f"{name} must have a gradient on {self._name}, got none; use patch, which "
+                    "needs no gradient"
+                )
+        return {name: (states[name].detach(), gradients[name]) for name in names}
+
     @torch.no_grad()
     def again(
         self,
