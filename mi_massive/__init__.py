@@ -74,7 +74,13 @@ if TYPE_CHECKING:
     )
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model
     from mi_massive.norms import AttentionNorms
-    from mi_massive.patch_results import AttributionResult, PatchingConfig, PatchingResult
+    from mi_massive.patch_results import (
+        AttributionResult,
+        PatchedPatternsResult,
+        PatchingConfig,
+        PatchingResult,
+    )
+    from mi_massive.patched_patterns import capture_patched_patterns
     from mi_massive.patching import patch
     from mi_massive.pattern_capture import capture_patterns
     from mi_massive.patterns import PatternsResult
@@ -111,6 +117,7 @@ _HOME = {
     "Intervention": "interventions",
     "LayerGeometry": "rope",
     "ModelGeometry": "rope",
+    "PatchedPatternsResult": "patch_results",
     "PatchingConfig": "patch_results",
     "PatchingResult": "patch_results",
     "PatternsResult": "patterns",
@@ -130,6 +137,7 @@ _HOME = {
     "attribute": "attribution",
     "build_report": "report",
     "capture_norms": "capture",
+    "capture_patched_patterns": "patched_patterns",
     "capture_patterns": "pattern_capture",
     "compare": "scores",
     "conflict_pairs": "tasks.conflicts",
@@ -160,7 +168,7 @@ _HOME = {
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
-    *("patching", "attribution"),
+    *("patching", "attribution", "patched_patterns"),
 )
 
 __all__ = [
@@ -181,6 +189,7 @@ __all__ = [
     "Intervention",
     "LayerGeometry",
     "ModelGeometry",
+    "PatchedPatternsResult",
     "PatchingConfig",
     "PatchingResult",
     "PatternsResult",
@@ -203,6 +212,7 @@ __all__ = [
     "bands",
     "build_report",
     "capture_norms",
+    "capture_patched_patterns",
     "capture_patterns",
     "compare",
     "concentration",

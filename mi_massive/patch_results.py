@@ -187,3 +187,26 @@ class AttributionResult:
     n_left_out: int
     config: PatchingConfig
     provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PatchedHead:
+    """Attention weights of one query head in three runs, row = query position."""
+
+    block: int
+    head: int
+    clean: Float[Tensor, "pos pos"] = field(repr=False)
+    corrupted: Float[Tensor, "pos pos"] = field(repr=False)
+    patched: Float[Tensor, "pos pos"] = field(repr=False)
+    """Of the corrupted run with the head's own activation of the clean run, at all positions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PatchedPatternsResult:
+    """Attention of chosen heads on one pair, with and without the patch."""
+
+    site: Site
+    clean_tokens: tuple[str, ...]
+    corrupted_tokens: tuple[str, ...]
+    heads: tuple[PatchedHead, ...]
+    provenance: Provenance

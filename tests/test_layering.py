@@ -44,8 +44,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
-        *("conflict", "patching", "_patch_setup", "attribution", "twins", "quantization"),
-        *("sweep", "speed", "claims", "_verdicts", "_disruption_claims", "_conflict_claims"),
+        *("conflict", "patching", "_patch_setup", "attribution", "patched_patterns"),
+        *("patch_speed", "twins", "quantization", "sweep", "speed"),
+        *("claims", "_verdicts", "_disruption_claims", "_conflict_claims"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),
