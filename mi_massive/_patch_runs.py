@@ -20,14 +20,6 @@ Job = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Differences:
-    """`logit[answer] - logit[other]` at the last position of both prompts of each pair."""
-
-    clean: Float[Tensor, "example"]
-    corrupted: Float[Tensor, "example"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Pairs of one length with the runs that a patch starts from and takes from."""
 
@@ -37,8 +29,32 @@ class Batch:
     base: Run
     sources: tuple[Run, ...]
     """Of the treatment, and of the placebo where there is one."""
-    clean: Run
+    direction: Direction
     groups: dict[str, Bool[Tensor, "example pos"]]
+
+    @property
+    def clean(self) -> Run:
+        """Run of the clean prompts."""
+        return self.sources[0] if self.direction == "denoising" else self.base
+
+    @property
+    def corrupted(self) -> Run:
+        """Run of the corrupted prompts."""
+        return self.base if self.direction == "denoising" else self.sources[0]
+
+    def only(self, used: Sequence[int]) -> "Batch | None":
+        """This batch with those of `used` alone, numbered by their place there; None without."""
+        rows = [row for row, place in enumerate(self.places) if place in used]
+        if not rows:
+            return None
+        return Batch(
+            places=tuple(used.index(self.places[row]) for row in rows),
+            pairs=tuple(self.pairs[row] for row in rows),
+            base=self.base.rows(rows),
+            sources=tuple(source.rows(rows) for source in self.sources),
+            direction=self.direction,
+            groups={name: mask[rows] for name, mask in self.groups.items()},
+        )
 
     @property
     def answers(self) -> Int[Tensor, "example 2"]:
@@ -84,20 +100,17 @@ def by_length(pairs: Sequence[PromptPair], batch_size: int) -> list[list[int]]:
     ]
 
 
-def measure_differences(
-    resumer: Resumer, pairs: Sequence[PromptPair], *, batch_size: int
-) -> Differences:
-    """Run both prompts of every pair."""
-    clean, corrupted = torch.zeros(len(pairs)), torch.zeros(len(pairs))
-    for places in by_length(pairs, batch_size):
-        chosen = [pairs[place] for place in places]
-        for into, rows in (
-            (clean, [pair.clean for pair in chosen]),
-            (corrupted, [pair.corrupted for pair in chosen]),
-        ):
-            run = resumer.run(torch.tensor(rows), blocks=())
-            into[places] = logit_differences(run.logits, answer_tokens(chosen)).cpu()
-    return Differences(clean, corrupted)
+def differences(
+    batches: Sequence[Batch],
+) -> tuple[Float[Tensor, "example"], Float[Tensor, "example"]]:
+    """`logit[answer] - logit[other]` at the last position of all clean and corrupted prompts."""
+    n = sum(len(batch.places) for batch in batches)
+    clean, corrupted = torch.zeros(n), torch.zeros(n)
+    for batch in batches:
+        at = list(batch.places)
+        clean[at] = logit_differences(batch.clean.logits, batch.answers).cpu()
+        corrupted[at] = logit_differences(batch.corrupted.logits, batch.answers).cpu()
+    return clean, corrupted
 
 
 def make_batches(
@@ -135,7 +148,7 @@ def make_batches(
                 pairs=chosen,
                 base=base,
                 sources=(source, *placebo),
-                clean=clean,
+                direction=direction,
                 groups={name: group_mask(chosen, name) for name in groups},
             )
         )

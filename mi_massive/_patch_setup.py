@@ -14,8 +14,8 @@ from mi_massive._checks import require_not_empty
 from mi_massive._patch_runs import (
     Batch,
     Job,
+    differences,
     make_batches,
-    measure_differences,
     patch_layers,
 )
 from mi_massive._patch_units import (
@@ -73,6 +73,8 @@ class Setup:
     resumer: Resumer
     pairs: tuple[PromptPair, ...]
     """Those with a difference to recover."""
+    batches: tuple[Batch, ...]
+    """Their unpatched runs."""
     n_left_out: int
     clean: Float[Tensor, "example"]
     corrupted: Float[Tensor, "example"]
@@ -123,23 +125,6 @@ class Setup:
         """True if the pairs have a placebo."""
         return bool(self.pairs) and self.pairs[0].placebo is not None
 
-    def batches(self) -> list[Batch]:
-        """Unpatched runs of all pairs, after a check that a resumed run equals a whole one."""
-        made = make_batches(
-            self.resumer,
-            self.pairs,
-            site=self.units.site,
-            blocks=[layer.block for layer in self.layers],
-            direction=self.direction,
-            groups=self.groups,
-            batch_size=self.config.batch_size,
-        )
-        for batch in made[:1]:
-            start = batch.base.n_pos - 1 if self.resumer.reuse == "prefix" else 0
-            middle = self.layers[len(self.layers) // 2].block
-            self.resumer.require_same(batch.base, block=middle, start=start)
-        return made
-
 
 def prepare(
     model: HookedModel,
@@ -174,15 +159,28 @@ def prepare(
     )
     units.require_possible(layers)
     resumer = Resumer(model, reuse=config.reuse)
-    found = measure_differences(resumer, pairs, batch_size=config.batch_size)
-    used = [i for i, d in enumerate(found.clean - found.corrupted) if d >= config.min_difference]
+    batches = make_batches(
+        resumer,
+        pairs,
+        site=site,
+        blocks=[layer.block for layer in layers],
+        direction=direction,
+        groups=groups,
+        batch_size=config.batch_size,
+    )
+    start = batches[0].base.n_pos - 1 if config.reuse == "prefix" else 0
+    resumer.require_same(batches[0].base, block=layers[len(layers) // 2].block, start=start)
+    clean, corrupted = differences(batches)
+    used = [i for i, d in enumerate(clean - corrupted) if d >= config.min_difference]
+    kept = [batch.only(used) for batch in batches]
     return Setup(
         model=model,
         resumer=resumer,
         pairs=tuple(pairs[i] for i in used),
         n_left_out=len(pairs) - len(used),
-        clean=found.clean[used],
-        corrupted=found.corrupted[used],
+        batches=tuple(batch for batch in kept if batch is not None),
+        clean=clean[used],
+        corrupted=corrupted[used],
         direction=direction,
         units=units,
         layers=layers,
@@ -194,14 +192,13 @@ def prepare(
 
 def patch_batches(
     setup: Setup,
-    batches: Sequence[Batch],
     place: Sequence[LayerGeometry],
     jobs: Sequence[Job],
     source: int,
 ) -> Float[Tensor, "job example"]:
     """Logit differences with each cell of one place patched by source 0, or by the placebo, 1."""
     patched = torch.zeros(len(jobs), len(setup.pairs))
-    for batch in batches:
+    for batch in setup.batches:
         patched[:, list(batch.places)] = patch_layers(
             setup.resumer,
             batch,

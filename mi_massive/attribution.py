@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mi_massive._checks import require_in_range
-from mi_massive._patch_runs import Batch, Job, logit_differences
+from mi_massive._patch_runs import Job, logit_differences
 from mi_massive._patch_setup import Setup, patch_batches, prepare
 from mi_massive._patch_statistics import Ratios, ratios_of_means
 from mi_massive._patch_units import to_heads
@@ -91,13 +91,12 @@ def attribute(
     )
     if setup.config.joint:
         raise ValueError("joint must be False for estimates of single pairs, got True")
-    batches = setup.batches()
-    estimated = _estimates(setup, batches)
+    estimated = _estimates(setup)
     flat = estimated.flatten().double().numpy()
     rng = np.random.default_rng(setup.config.seed)
     drawn = np.sort(rng.permutation(flat.size)[:n_sample])
     top = np.argsort(-np.abs(flat), kind="stable")[:n_top]
-    patching = partial(_patched, setup, batches, estimated.shape, on_progress=on_progress)
+    patching = partial(_patched, setup, estimated.shape, on_progress=on_progress)
     sample_exact, _ = patching(drawn, with_placebo=False)
     top_exact, placebo = patching(top, with_placebo=True)
     correlate = partial(_correlation, config=setup.config)
@@ -143,13 +142,13 @@ def require_gradients(model: HookedModel) -> None:
         )
 
 
-def _estimates(setup: Setup, batches: Sequence[Batch]) -> Float[Tensor, "layer head pair group"]:
+def _estimates(setup: Setup) -> Float[Tensor, "layer head pair group"]:
     """First-order effects of all cells, summed over examples, over the whole difference."""
     shape = [len(entries) for entries in setup.labels.values()]
     total = torch.zeros(shape, dtype=torch.float64)
     site = setup.units.site
     names = [patch_site_name(layer.block, site) for layer in setup.layers]
-    for batch in batches:
+    for batch in setup.batches:
         answers = batch.answers
         found = setup.resumer.gradients(
             batch.base.ids, names, lambda logits, a=answers: logit_differences(logits, a).sum()
@@ -169,7 +168,6 @@ def _estimates(setup: Setup, batches: Sequence[Batch]) -> Float[Tensor, "layer h
 
 def _patched(
     setup: Setup,
-    batches: Sequence[Batch],
     shape: torch.Size,
     chosen: Int[np.ndarray, "cell"],
     *,
@@ -189,7 +187,7 @@ def _patched(
             for _, head, pair, group in (places[row] for row in here)
         ]
         for source in range(sources):
-            values[source, here] = patch_batches(setup, batches, (layer,), jobs, source)
+            values[source, here] = patch_batches(setup, (layer,), jobs, source)
         if on_progress is not None:
             on_progress(len(here))
     moved = values - setup.corrupted if setup.direction == "denoising" else setup.clean - values

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mi_massive._cells import kept
-from mi_massive._patch_runs import Batch, Job
+from mi_massive._patch_runs import Job
 from mi_massive._patch_setup import Setup, patch_batches, prepare
 from mi_massive._patch_statistics import corrected_p_values, ratios_of_means
 from mi_massive.axes import Site
@@ -100,33 +100,24 @@ def patch(
         direction=direction,
     )
     jobs = [(unit, group) for unit in range(setup.n_units) for group in setup.groups]
-    runs = _Runs(setup)
     layers: list[PatchedLayer] = []
     for place in setup.places:
         blocks = [layer.block for layer in place]
         label = f"patch-{setup.units.site}-{setup.units.granularity}-{blocks[0]}"
         arguments = setup.arguments | {"blocks": blocks}
-        compute = partial(runs.patch, place, jobs)
+        compute = partial(_patch_place, setup, place, jobs)
         layers.append(kept(cells, label, model, arguments, compute))
         if on_progress is not None:
             on_progress(1)
     return _result(setup, layers)
 
 
-class _Runs:
-    """The unpatched runs, made when a layer first needs them: a resumed patch may need none."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._batches: list[Batch] | None = None
-
-    def patch(self, place: tuple[LayerGeometry, ...], jobs: Sequence[Job]) -> PatchedLayer:
-        """Every job of one place, on all pairs."""
-        if self._batches is None:
-            self._batches = self._setup.batches()
-        sources = range(1 + self._setup.has_placebo)
-        found = [patch_batches(self._setup, self._batches, place, jobs, s) for s in sources]
-        return PatchedLayer(patched=found[0], placebo=found[1] if len(found) > 1 else None)
+def _patch_place(
+    setup: Setup, place: tuple[LayerGeometry, ...], jobs: Sequence[Job]
+) -> PatchedLayer:
+    """Every job of one place, on all pairs."""
+    found = [patch_batches(setup, place, jobs, s) for s in range(1 + setup.has_placebo)]
+    return PatchedLayer(patched=found[0], placebo=found[1] if len(found) > 1 else None)
 
 
 def _result(setup: Setup, layers: Sequence[PatchedLayer]) -> PatchingResult:

@@ -249,12 +249,12 @@ def test_finished_layers_are_taken_from_disk(
     done: list[int] = []
     first = patch(llama, pairs, site="z", config=QUICK, cells=tmp_path, on_progress=done.append)
     assert done == [1, 1]
-    from mi_massive import _patch_setup
+    from mi_massive import patching
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("nothing is left to run")
 
-    monkeypatch.setattr(_patch_setup, "make_batches", refuse)
+    monkeypatch.setattr(patching, "patch_batches", refuse)
     again = patch(llama, pairs, site="z", config=QUICK, cells=tmp_path)
     assert torch.equal(again.effects, first.effects)
     with pytest.raises(AssertionError, match="nothing is left"):

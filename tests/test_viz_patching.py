@@ -48,7 +48,7 @@ def test_another_group_and_whole_layers_are_shown() -> None:
     assert list(of_type(figure, "heatmap")[0].z[0]) == [0, 0, 0, 0]
     figure = plot_patching(patching_result("layer"))
     assert list(of_type(figure, "heatmap")[0].x) == ["last", "object"]
-    assert [list(row) for row in of_type(figure, "heatmap")[0].z][0] == [0.75, 0]
+    assert list(of_type(figure, "heatmap")[0].z[0]) == [0.75, 0]
 
 
 def test_bars_are_the_arms_and_an_undefined_arm_has_a_cross() -> None:

@@ -45,6 +45,16 @@ class Run:
         """Tokens of each prompt."""
         return self.ids.shape[1]
 
+    def rows(self, kept: Sequence[int]) -> "Run":
+        """The run of some of the prompts alone."""
+        at = list(kept)
+        return Run(
+            self.ids[at],
+            self.logits[at],
+            {name: states[at] for name, states in self.states.items()},
+            {block: states[at] for block, states in self.residuals.items()},
+        )
+
 
 class Resumer:
     """Runs a model whole, and again from a block and a position on.
@@ -66,8 +76,7 @@ class Resumer:
         self.reuse: Reuse = reuse
         original = getattr(self._model, "original_model", None)
         self._last_only: dict[str, int] = {}
-        accepted = {} if original is None else inspect.signature(original.forward).parameters
-        if "logits_to_keep" in accepted:
+        if original and "logits_to_keep" in inspect.signature(original.forward).parameters:
             self._last_only = {"logits_to_keep": 1}
         # The model's loop over its blocks expects what its blocks return.
         self._returns_tuple = self._block_outputs()
