@@ -16,6 +16,8 @@ presets         the named interventions: treatments and controls
 tasks           load_task: what a model is asked, and how answers are graded
 evaluation      evaluate: a model on a task, intact or disrupted
 disruption      run_disruption: tasks and neutral text under each arm (C4, C5)
+patching        patch: which layers, heads, bands and massive pairs carry the answer (C6)
+attribution     attribute: gradient estimates for single rotary pairs, checked exactly
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
 doctor          what can be trusted on a model
@@ -55,6 +57,7 @@ from mi_massive.symmetry import SymmetryConfig, SymmetryResult, symmetry  # noqa
 if TYPE_CHECKING:
     from mi_massive.arms import Arm, make_arms
     from mi_massive.attention_effects import match_effect, measure_effects
+    from mi_massive.attribution import attribute
     from mi_massive.battery import load_tasks, run_battery
     from mi_massive.capture import capture_norms
     from mi_massive.claims import Claim, ScoreboardResult, scoreboard
@@ -71,9 +74,18 @@ if TYPE_CHECKING:
     )
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model
     from mi_massive.norms import AttentionNorms
+    from mi_massive.patch_results import (
+        AttributionResult,
+        PatchedPatternsResult,
+        PatchingConfig,
+        PatchingResult,
+    )
+    from mi_massive.patched_patterns import capture_patched_patterns
+    from mi_massive.patching import patch
     from mi_massive.pattern_capture import capture_patterns
     from mi_massive.patterns import PatternsResult
     from mi_massive.presets import preset
+    from mi_massive.prompt_pairs import PromptPair
     from mi_massive.prompts import (
         TokenizedPrompts,
         default_passages,
@@ -87,12 +99,14 @@ if TYPE_CHECKING:
     from mi_massive.stats import Estimate
     from mi_massive.study import StudyConfig, run_study
     from mi_massive.tasks import Task, load_own_task, load_task
+    from mi_massive.tasks.conflicts import conflict_pairs, make_conflicts
 
 # Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library. None
 # of these is named like a module: importing that module would put it in the function's place.
 _HOME = {
     "Arm": "arms",
     "AttentionNorms": "norms",
+    "AttributionResult": "patch_results",
     "Claim": "claims",
     "DisruptionConfig": "disruption",
     "DisruptionResult": "disruption",
@@ -103,7 +117,11 @@ _HOME = {
     "Intervention": "interventions",
     "LayerGeometry": "rope",
     "ModelGeometry": "rope",
+    "PatchedPatternsResult": "patch_results",
+    "PatchingConfig": "patch_results",
+    "PatchingResult": "patch_results",
     "PatternsResult": "patterns",
+    "PromptPair": "prompt_pairs",
     "Provenance": "records",
     "ReportResults": "report",
     "RotaryGeometry": "rope",
@@ -116,10 +134,13 @@ _HOME = {
     "UnsupportedModelError": "models",
     "Value": "interventions",
     "Where": "interventions",
+    "attribute": "attribution",
     "build_report": "report",
     "capture_norms": "capture",
+    "capture_patched_patterns": "patched_patterns",
     "capture_patterns": "pattern_capture",
     "compare": "scores",
+    "conflict_pairs": "tasks.conflicts",
     "default_passages": "prompts",
     "diagnose": "doctor",
     "disrupt": "interventions",
@@ -131,8 +152,10 @@ _HOME = {
     "load_task": "tasks",
     "load_tasks": "battery",
     "make_arms": "arms",
+    "make_conflicts": "tasks.conflicts",
     "match_effect": "attention_effects",
     "measure_effects": "attention_effects",
+    "patch": "patching",
     "preset": "presets",
     "read_prompts": "prompts",
     "run_battery": "battery",
@@ -145,11 +168,13 @@ _HOME = {
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
+    *("patching", "attribution", "patched_patterns"),
 )
 
 __all__ = [
     "Arm",
     "AttentionNorms",
+    "AttributionResult",
     "BandsConfig",
     "BandsResult",
     "Claim",
@@ -164,7 +189,11 @@ __all__ = [
     "Intervention",
     "LayerGeometry",
     "ModelGeometry",
+    "PatchedPatternsResult",
+    "PatchingConfig",
+    "PatchingResult",
     "PatternsResult",
+    "PromptPair",
     "Provenance",
     "ReportResults",
     "RotaryGeometry",
@@ -179,12 +208,15 @@ __all__ = [
     "UnsupportedModelError",
     "Value",
     "Where",
+    "attribute",
     "bands",
     "build_report",
     "capture_norms",
+    "capture_patched_patterns",
     "capture_patterns",
     "compare",
     "concentration",
+    "conflict_pairs",
     "default_passages",
     "diagnose",
     "disrupt",
@@ -196,9 +228,11 @@ __all__ = [
     "load_task",
     "load_tasks",
     "make_arms",
+    "make_conflicts",
     "massive_mask",
     "match_effect",
     "measure_effects",
+    "patch",
     "preset",
     "read_prompts",
     "run_battery",

@@ -10,6 +10,7 @@ import typer
 from mi_massive import _options as opt
 from mi_massive._disrupt_command import disrupt_command
 from mi_massive._list_commands import models_command, presets_command, tasks_command
+from mi_massive._patch_command import patch_command
 from mi_massive._terminal import (
     one_sentence,
     print_claims,
@@ -246,6 +247,7 @@ def symmetry_command(
 
 
 app.command("disrupt")(disrupt_command)
+app.command("patch")(patch_command)
 app.command("tasks")(tasks_command)
 app.command("presets")(presets_command)
 app.command("models")(models_command)

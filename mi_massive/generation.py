@@ -7,32 +7,20 @@ model, so `disrupt` acts on it: the prompt is prefill, answers and continuations
 Costs about what transformers' own `generate` costs. Does not show what a model says when sampled.
 """
 
-import inspect
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 from transformers import GenerationConfig, StopStringCriteria
 
-from mi_massive._checks import require_in_range, require_not_empty
+from mi_massive._checks import require_in_range
+from mi_massive._prompt_batches import Batch, Rows, batches, generating, require_room, run_batch
 from mi_massive.models.base import HookedModel
 from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.models.passes import stating_prompt
-
-Rows = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """Left-padded prompts and where they stood."""
-
-    rows: list[int]
-    input_ids: Int[Tensor, "batch pos"]
-    mask: Int[Tensor, "batch pos"]
 
 
 class _Stops(StopStringCriteria):
@@ -82,9 +70,9 @@ def generate(
             there are stop strings and the model has no tokenizer.
         UnsupportedModelError: If the model cannot generate.
     """
-    plain = _generating(model)
+    plain = generating(model)
     require_in_range("max_new_tokens", max_new_tokens, low=1, high=1 << 20, unit="tokens")
-    _require_room(model, prompts, max_new_tokens)
+    require_room(model, prompts, max_new_tokens)
     if stop and model.tokenizer is None:
         raise ValueError(
             f"stop must be empty for a model without a tokenizer, got {list(stop)}; leave it out"
@@ -99,7 +87,7 @@ def generate(
         pad_token_id=_padding_id(model),
     )
     answers: list[list[int]] = [[] for _ in prompts]
-    for batch in _batches(prompts, batch_size, model.device):
+    for batch in batches(prompts, batch_size, model.device):
         n_prompt = batch.input_ids.shape[1]
         with _without_own_settings(plain), stating_prompt(n_prompt):
             output = plain.generate(
@@ -142,7 +130,7 @@ def continuation_log_probs(
         UnsupportedModelError: If the model cannot generate, or it keeps a recurrent state that
             cannot be copied and a continuation has several tokens.
     """
-    plain = _generating(model)
+    plain = generating(model)
     if len(continuations) != len(prompts):
         raise ValueError(
             f"continuations must hold one entry a prompt ({len(prompts)}), got {len(continuations)}"
@@ -153,13 +141,13 @@ def continuation_log_probs(
                 f"continuations[{number}] must hold at least one token each, got {list(own)}"
             )
     longest = max((len(ids) for own in continuations for ids in own), default=1)
-    _require_room(model, prompts, longest)
+    require_room(model, prompts, longest)
     found: list[list[list[float]]] = [[] for _ in prompts]
     groups: dict[int, list[int]] = {}
     for number, own in enumerate(continuations):
         groups.setdefault(len(own), []).append(number)
     for group in groups.values():
-        for batch in _batches([prompts[i] for i in group], batch_size, model.device):
+        for batch in batches([prompts[i] for i in group], batch_size, model.device):
             numbers = [group[row] for row in batch.rows]
             scores = _score(plain, batch, [continuations[i] for i in numbers])
             for number, own in zip(numbers, scores, strict=True):
@@ -169,7 +157,7 @@ def continuation_log_probs(
     return found
 
 
-def _score(plain: Any, batch: _Batch, continuations: list[Rows]) -> list[list[list[float]]]:
+def _score(plain: Any, batch: Batch, continuations: list[Rows]) -> list[list[list[float]]]:
     """Read the prompts once, then all continuations on copies of the cache."""
     n_each = len(continuations[0])
     flat = [list(ids) for own in continuations for ids in own]
@@ -177,7 +165,7 @@ def _score(plain: Any, batch: _Batch, continuations: list[Rows]) -> list[list[li
     device = batch.input_ids.device
     n_prompt = batch.input_ids.shape[1]
     with stating_prompt(n_prompt):
-        output = _run(plain, batch.input_ids, batch.mask, cache=None, last_only=True)
+        output = run_batch(plain, batch.input_ids, batch.mask, cache=None, last_only=True)
     logits = output.logits[:, -1:].repeat_interleave(n_each, dim=0)
     if width > 1:
         ids = torch.tensor([own + [0] * (width - len(own)) for own in flat], device=device)
@@ -188,7 +176,7 @@ def _score(plain: Any, batch: _Batch, continuations: list[Rows]) -> list[list[li
             [batch.mask.repeat_interleave(n_each, dim=0), torch.ones_like(ids[:, :-1])], dim=1
         )
         with stating_prompt(n_prompt, copies=n_each):
-            more = _run(plain, ids[:, :-1], mask, cache=cache, last_only=False).logits
+            more = run_batch(plain, ids[:, :-1], mask, cache=cache, last_only=False).logits
         logits = torch.cat([logits, more], dim=1)
     log_probs = logits.float().log_softmax(dim=-1)
     scores = [
@@ -205,52 +193,6 @@ def _require_copies(cache: Any) -> None:
             raise UnsupportedModelError(
                 "a model must cache keys and values alone to score continuations of several "
                 f"tokens, got a {type(layer).__name__}; use the read-out 'generation'"
-            )
-
-
-def _run(plain: Any, input_ids: Tensor, mask: Tensor, *, cache: Any, last_only: bool) -> Any:
-    known = inspect.signature(plain.forward).parameters
-    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
-    options: dict[str, Any] = {"use_cache": True}
-    if "position_ids" in known:
-        options["position_ids"] = positions
-    if last_only and "logits_to_keep" in known:
-        options["logits_to_keep"] = 1
-    return plain(input_ids=input_ids, attention_mask=mask, past_key_values=cache, **options)
-
-
-def _batches(prompts: Rows, batch_size: int, device: torch.device) -> Iterator[_Batch]:
-    """Batches of prompts of similar length, the longest first, so that memory runs out at once."""
-    require_in_range("batch_size", batch_size, low=1, high=1 << 20, unit="prompts")
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        width = len(prompts[rows[0]])
-        ids = [[0] * (width - len(prompts[row])) + list(prompts[row]) for row in rows]
-        mask = [[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows]
-        yield _Batch(rows, torch.tensor(ids, device=device), torch.tensor(mask, device=device))
-
-
-def _generating(model: HookedModel) -> Any:
-    plain = cast(Any, model.plain)
-    if not (model.has_head and model.is_causal and plain.can_generate()):
-        raise UnsupportedModelError(
-            f"{model.name} must be a decoder with a language-modelling head to answer prompts, "
-            f"got a {type(plain).__name__}"
-        )
-    return plain
-
-
-def _require_room(model: HookedModel, prompts: Rows, n_new: int) -> None:
-    require_not_empty("prompts", prompts, remedy="give at least one")
-    context = model.geometry.training_context
-    for number, ids in enumerate(prompts):
-        if len(ids) == 0:
-            raise ValueError(f"prompts[{number}] must have at least one token, got none")
-        if context is not None and len(ids) + n_new > context:
-            raise ValueError(
-                f"prompts[{number}] with {n_new} new tokens must fit the model's context of "
-                f"{context} tokens, got {len(ids)} + {n_new}; shorten the prompt or the answer"
             )
 
 

@@ -29,19 +29,24 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("_reductions", "patterns"),
         # What an intervention chooses and writes; what a text repeats.
         *("_selections", "_replacements", "text_measures"),
+        # What a patch replaces, tests and gives.
+        *("patch_results", "_patch_units", "_patch_statistics"),
     ),
     # Touch a model: the only importers of transformer_lens and transformers.
     2: (
-        *("models", "capture", "pattern_capture", "generation"),
+        *("models", "capture", "pattern_capture"),
+        *("generation", "next_tokens", "_prompt_batches"),
         *("interventions", "_choices", "_disruptor", "_sources", "presets", "attention_effects"),
+        "_patch_runs",
     ),
     # A task knows no model; evaluation joins the two.
-    3: ("tasks", "scores", "evaluation"),
+    3: ("tasks", "scores", "evaluation", "conflict_scores"),
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
-        *("conflict", "patching", "twins", "quantization", "sweep", "speed", "generation_speed"),
-        *("claims", "_verdicts", "_disruption_claims"),
+        *("conflict", "patching", "_patch_setup", "attribution", "patched_patterns"),
+        *("patch_speed", "twins", "quantization", "sweep", "speed", "generation_speed"),
+        *("claims", "_verdicts", "_disruption_claims", "_conflict_claims"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),
@@ -49,7 +54,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
     6: (
         "study",
         "cli",
+        "_conflict_command",
         "_disrupt_command",
+        "_patch_command",
         "_list_commands",
         "_options",
         "_terminal",

@@ -23,12 +23,15 @@ NAMES = mi_massive.__all__
 FUNCTIONS = [name for name in NAMES if inspect.isfunction(getattr(mi_massive, name))]
 CLASSES = [name for name in NAMES if inspect.isclass(getattr(mi_massive, name))]
 KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alone
+    "attribute": ["model", "pairs"],
     "bands": ["norms"],
     "build_report": ["results", "path"],
     "capture_norms": ["model", "prompts"],
+    "capture_patched_patterns": ["model", "pair"],
     "capture_patterns": ["model", "prompt", "norms"],
     "compare": ["before", "after"],
     "concentration": ["norms"],
+    "conflict_pairs": ["conflicts"],
     "default_passages": [],
     "diagnose": ["model"],
     "disrupt": ["model", "intervention"],
@@ -40,9 +43,11 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "load_task": ["name"],
     "load_tasks": ["model", "names"],
     "make_arms": ["presets"],
+    "make_conflicts": ["encode"],
     "massive_mask": ["norms"],
     "match_effect": ["model", "prompts", "control"],
     "measure_effects": ["model", "prompts", "arms"],
+    "patch": ["model", "pairs"],
     "preset": ["name"],
     "read_prompts": ["source"],
     "run_battery": ["model"],

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mi_massive.axes import Site
 from mi_massive.models.errors import UnsupportedModelError
 
 Hook = Literal["hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k"]
@@ -32,6 +33,11 @@ _NAME: Final = re.compile(r"blocks\.(\d+)\.attn\.(\w+)")
 def site_name(block: int, hook: Hook) -> str:
     """Full name of a hook point, such as `blocks.9.attn.hook_rot_q`."""
     return f"blocks.{block}.attn.{hook}"
+
+
+def patch_site_name(block: int, site: Site) -> str:
+    """Full name of the hook point of a patch site, such as `blocks.9.attn.hook_z`."""
+    return f"blocks.{block}.{'' if site == 'resid_pre' else 'attn.'}hook_{site}"
 
 
 def attention_site_names(model: Any) -> list[str]:

@@ -44,6 +44,19 @@ def _patterns(results: ReportResults) -> Any:
     return frame.assign(token=frame["token"].map(printable))
 
 
+def _patching(results: ReportResults) -> Any:
+    """One row a cell of every patch; axes that a patch does not have are empty."""
+    import pandas as pd
+
+    frames = [
+        result.to_frame()
+        .astype(dict.fromkeys(result.axes, "string"))
+        .assign(site=result.site, granularity=result.granularity, direction=result.direction)
+        for result in results.patching
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else None
+
+
 TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "scoreboard": lambda results: results.scoreboard.to_frame(),
     "concentration": lambda results: results.concentration.to_frame(),
@@ -57,6 +70,7 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "patterns": _patterns,
     "disruption": lambda results: results.disruption and results.disruption.to_frame(),
     "disruption_effects": lambda results: results.disruption and results.disruption.effects_frame(),
+    "patching": _patching,
 }
 """How each table is made, None where the results lack it. A report writes and owns these names and
 no other Parquet file."""

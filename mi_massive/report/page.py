@@ -117,6 +117,9 @@ def _provenance(results: ReportResults) -> list[tables.Table]:
     if results.disruption is not None:
         source = results.disruption.provenance
         shown.append(tables.provenance_table("The disruption’s neutral text", source))
+    if results.patching:
+        source = results.patching[0].provenance
+        shown.append(tables.provenance_table("The patched pairs", source))
     return [*shown, tables.config_table(results.configs)]
 
 

@@ -7,6 +7,11 @@ from mi_massive.bands import BandsResult
 from mi_massive.claims import ScoreboardResult
 from mi_massive.concentration import ConcentrationResult
 from mi_massive.disruption import DisruptionResult
+from mi_massive.patch_results import (
+    AttributionResult,
+    PatchedPatternsResult,
+    PatchingResult,
+)
 from mi_massive.patterns import PatternsResult
 from mi_massive.records import Provenance
 from mi_massive.symmetry import SymmetryResult
@@ -26,13 +31,22 @@ class ReportResults:
     """Concentration of a model without rotary position embeddings."""
     notes: tuple[str, ...]
     """Sentences for the reader, such as why a part was left out. A note that opens with a section's
-    word and a colon ("bands: ...", also concentration, control, symmetry, patterns, disruption)
-    stands in that section, any other at the top of the page."""
+    word and a colon ("bands: ...", also concentration, control, symmetry, patterns, disruption,
+    patching) stands in that section, any other at the top of the page."""
     disruption: DisruptionResult | None = None
     """The experiment with tasks; a report without it has no such section."""
+    patching: tuple[PatchingResult, ...] = ()
+    """Patches, each with a picture; a report without them has no such section."""
+    attributions: tuple[AttributionResult, ...] = ()
+    """Gradient estimates of single pairs, shown in the same section."""
+    patched_patterns: PatchedPatternsResult | None = None
+    """Attention of the heads that matter, shown in the same section."""
 
     def __post_init__(self) -> None:
-        own = (self.scoreboard, self.bands, self.symmetry, self.patterns, self.disruption)
+        own = (
+            *(self.scoreboard, self.bands, self.symmetry, self.patterns, self.disruption),
+            *(*self.patching, *self.attributions, self.patched_patterns),
+        )
         model = self.provenance.model
         for result in own:
             if result is not None and result.provenance.model != model:

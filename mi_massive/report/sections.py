@@ -7,6 +7,7 @@ from mi_massive.concentration import ConcentrationResult
 from mi_massive.patterns import PatternsResult
 from mi_massive.report import tables
 from mi_massive.report.disruption import disruption_section
+from mi_massive.report.patching import patching_section
 from mi_massive.report.pictures import Picture, picture
 from mi_massive.report.results import ReportResults
 from mi_massive.report.section import Section
@@ -22,8 +23,8 @@ from mi_massive.viz.wavelengths import plot_wavelengths
 def sections(results: ReportResults) -> list[Section]:
     """Every section in the order of the page; one without a result says so.
 
-    Disruption is an experiment of its own: a report without it is silent unless a note speaks of
-    it.
+    Disruption and patching are experiments of their own: a report without them is silent unless a
+    note speaks of them.
     """
     made = [
         _concentration(results.concentration, results.control),
@@ -36,6 +37,17 @@ def sections(results: ReportResults) -> list[Section]:
         made.append(disruption_section(results.disruption, title=_TITLES["disruption"]))
     elif _notes("disruption", results):
         made.append(_absent("disruption"))
+    if results.patching or results.attributions or results.patched_patterns:
+        made.append(
+            patching_section(
+                results.patching,
+                title=_TITLES["patching"],
+                attributions=results.attributions,
+                patterns=results.patched_patterns,
+            )
+        )
+    elif _notes("patching", results):
+        made.append(_absent("patching"))
     return [replace(section, notes=_notes(section.word, results)) for section in made]
 
 
@@ -51,6 +63,7 @@ _TITLES = {
     "symmetry": "Do the two halves of a head mirror each other?",
     "patterns": "The massive dimension, token by token",
     "disruption": "What does the model lose with its massive values?",
+    "patching": "Which parts carry the answer?",
 }
 
 

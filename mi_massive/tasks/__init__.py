@@ -10,6 +10,7 @@ passkey     a digit string hidden in a prompt (contextual)
 facts       cities, sports, art, technology, celebrity: yes/no questions (parametric)
 pairs       the same question closed-book, open-book and counterfactual, at equal format
 letters     a list continued from the prompt or from memory, at equal surface
+conflicts   the prompt states one object, training stored another (no Task: two answers compete)
 own         examples from a user's file
 registry    TASKS, load_task
 =========== =======================================================================================

@@ -93,3 +93,36 @@ def matched_filler(text: str, other: str, *, count_tokens: CountTokens, rng: ran
     # Cut anywhere: the last words need not be a whole sentence, but they end in a full stop.
     cuts = [" ".join(words[:n]).rstrip(".,") + "." for n in range(1, len(words) + 1)]
     return min([*cuts, *FILLER], key=distance)
+
+
+def filler_of_length(
+    n_tokens: int, *, count_tokens: CountTokens, rng: random.Random, n_tries: int = 40
+) -> str | None:
+    """Return filler of exactly so many tokens.
+
+    A sentence if one has the length; else sentences joined, with words dropped from the end where
+    whole ones do not fit.
+
+    Args:
+        n_tokens: Tokens wanted.
+        count_tokens: Number of tokens that a filler takes where it will stand.
+        rng: Draws the sentences.
+        n_tries: Draws of joined sentences.
+
+    Returns:
+        The text; None if no draw has the length.
+    """
+    fitting = [sentence for sentence in FILLER if count_tokens(sentence) == n_tokens]
+    if fitting:
+        return rng.choice(fitting)
+    for _ in range(n_tries):
+        words: list[str] = []
+        while count_tokens(" ".join(words)) < n_tokens:
+            words += rng.choice(FILLER).split()
+        for n in range(len(words), 0, -1):
+            text = " ".join(words[:n]).rstrip(".,") + "."
+            if (found := count_tokens(text)) == n_tokens:
+                return text
+            if found < n_tokens:
+                break
+    return None

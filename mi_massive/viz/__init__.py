@@ -9,7 +9,8 @@ from mi_massive.viz.dose import plot_dose
 from mi_massive.viz.halves import plot_halves
 from mi_massive.viz.heads import plot_heads
 from mi_massive.viz.layers import plot_layers
-from mi_massive.viz.patterns import view_patterns
+from mi_massive.viz.patching import plot_massive_patching, plot_patching
+from mi_massive.viz.patterns import view_patched_patterns, view_patterns
 from mi_massive.viz.save import find_browser, save_figure
 from mi_massive.viz.sink import plot_sink
 from mi_massive.viz.task_scores import plot_task_scores
@@ -22,9 +23,12 @@ __all__ = [
     "plot_halves",
     "plot_heads",
     "plot_layers",
+    "plot_massive_patching",
+    "plot_patching",
     "plot_sink",
     "plot_task_scores",
     "plot_wavelengths",
     "save_figure",
+    "view_patched_patterns",
     "view_patterns",
 ]

@@ -59,18 +59,35 @@ var miMassivePatterns = (function () {
     });
   }
 
-  function pattern(box, data, index) {
-    box.replaceChildren();
-    box.setAttribute("aria-label", "Attention pattern of " + data.patterns[index].label);
-    draw(box, CircuitsVis.AttentionPattern, {
-      tokens: data.tokens,
-      attention: data.patterns[index].weights,
+  function attention(parent, tokens, weights, causal, style) {
+    draw(parent, CircuitsVis.AttentionPattern, {
+      tokens: tokens,
+      attention: weights,
       minValue: -1,
       maxValue: 1,
       positiveColor: ATTENTION,
       upperTriColor: ABOVE_DIAGONAL,
-      maskUpperTri: data.causal,
-    }, "width:max(520px, min(100%, 760px))");
+      maskUpperTri: causal,
+    }, style);
+  }
+
+  function pattern(box, data, index) {
+    var entry = data.patterns[index];
+    box.replaceChildren();
+    box.setAttribute("aria-label", "Attention pattern of " + entry.label);
+    if (!entry.runs) {
+      attention(box, data.tokens, entry.weights, data.causal, "width:max(520px, min(100%, 760px))");
+      return;
+    }
+    /* Several runs of one head, side by side. */
+    var row = element("div", { style: "display:flex;flex-wrap:wrap;gap:18px" });
+    box.appendChild(row);
+    entry.runs.forEach(function (run) {
+      var column = element("div", { role: "group", "aria-label": run.label, style: "flex:1 1 340px;max-width:460px" });
+      column.appendChild(element("p", { style: "margin:0 0 6px;font-weight:600" }, run.label));
+      row.appendChild(column);
+      attention(column, run.tokens, run.weights, data.causal, "width:100%");
+    });
   }
 
   function patterns(root, data) {

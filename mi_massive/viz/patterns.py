@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 
 from mi_massive._checks import require_finite, require_not_empty
+from mi_massive.patch_results import PatchedPatternsResult
 from mi_massive.patterns import HeadView, PatternsResult
 from mi_massive.viz.base import rounded
 
@@ -45,7 +46,63 @@ def view_patterns(result: PatternsResult) -> str:
         ValueError: If there is no head, an activation or weight is not finite, or the view holds
             more than `MAX_WEIGHTS` weights.
     """
-    data = json_for_html(patterns_data(result))
+    return _view(patterns_data(result))
+
+
+def view_patched_patterns(result: PatchedPatternsResult) -> str:
+    """Attention of each head in the clean, the corrupted and the patched run, side by side.
+
+    How to read: a row is the token that looks, a column the token that is looked at. A patch that
+    brings the clean run's attention back makes the third pattern like the first.
+
+    Args:
+        result: From `capture_patched_patterns`.
+
+    Returns:
+        A fragment as `view_patterns` gives it.
+
+    Raises:
+        ValueError: If a weight is not finite, or the view holds more than `MAX_WEIGHTS` weights.
+    """
+    return _view(patched_patterns_data(result))
+
+
+def patched_patterns_data(result: PatchedPatternsResult) -> dict[str, Any]:
+    """What the script draws: three runs a head.
+
+    Raises:
+        ValueError: As `view_patched_patterns`.
+    """
+    _require_small(3 * len(result.heads), len(result.clean_tokens))
+    clean, corrupted = (
+        [display_token(token) for token in tokens]
+        for tokens in (result.clean_tokens, result.corrupted_tokens)
+    )
+    patterns: list[dict[str, Any]] = []
+    for view in result.heads:
+        runs = (
+            ("clean", clean, view.clean),
+            ("corrupted", corrupted, view.corrupted),
+            (f"corrupted, with the clean {result.site} of the head", corrupted, view.patched),
+        )
+        for label, _, weights in runs:
+            require_finite(
+                f"{label} pattern", weights, remedy="show a head whose pattern is defined"
+            )
+        patterns.append(
+            {
+                "label": f"L{view.block}H{view.head}",
+                "runs": [
+                    {"label": label, "tokens": tokens, "weights": rounded(weights)}
+                    for label, tokens, weights in runs
+                ],
+            }
+        )
+    return {"tokens": clean, "strips": [], "patterns": patterns, "causal": True}
+
+
+def _view(drawn: dict[str, Any]) -> str:
+    data = json_for_html(drawn)
     return (
         '<div class="mi-patterns"></div>\n'
         f'<script type="application/json" class="mi-patterns-data">{data}</script>\n'

@@ -1,0 +1,135 @@
+"""`mi-massive patch`: what each cell of a site recovers of the context's answer."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from mi_massive import _options as opt
+from mi_massive._patch_units import require_granularity, require_site
+from mi_massive._terminal import print_json, print_records, progress
+from mi_massive.models.wheel import DEFAULT_MODEL
+from mi_massive.patch_results import Direction, PatchingConfig
+from mi_massive.records import save_result
+
+_CONFIG = PatchingConfig()
+_DIRECTIONS = ("denoising", "noising")
+
+
+def patch_command(
+    model: opt.Model = DEFAULT_MODEL,
+    *,
+    site: Annotated[
+        str, typer.Option(help="q, k, v, rot_q, rot_k, pattern, z or resid_pre.")
+    ] = "z",
+    granularity: Annotated[
+        str, typer.Option(help="layer, head, band, pair or massive (against matched others).")
+    ] = "head",
+    direction: Annotated[
+        str, typer.Option(help="denoising (clean into corrupted) or noising.")
+    ] = "denoising",
+    groups: Annotated[
+        str,
+        typer.Option(
+            help="Positions, with commas: first, subject, object, query_subject, last, all, later."
+        ),
+    ] = "last",
+    corrupted: Annotated[
+        str, typer.Option(help="The other context: consistent (states the fact) or neutral.")
+    ] = "consistent",
+    limit: Annotated[int, typer.Option(min=1, help="Conflicts to patch.")] = 24,
+    k: Annotated[int, typer.Option(min=1, help="Of massive: pairs of each head.")] = _CONFIG.k,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="Patch all layers at once instead of one at a time.")
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="Cells to print, the largest first.")] = 20,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps finished layers; a killed run goes on from there."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Rows of a forward pass: pairs times stacked cells.")
+    ] = _CONFIG.batch_size,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    revision: opt.Revision = None,
+    trust_remote_code: opt.Trust = False,
+    save: opt.Save = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Which layers, heads, bands or pairs carry a context's answer (C6)."""
+    opt.require_savable(save)
+    require_site(site)
+    require_granularity(granularity)
+    for option, value, allowed in (
+        ("direction", direction, _DIRECTIONS),
+        ("corrupted", corrupted, ("consistent", "neutral")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"--{option} must be one of {', '.join(allowed)}, got {value!r}")
+    config = PatchingConfig(k=k, joint=joint, batch_size=batch_size)
+    names = [part.strip() for part in groups.split(",") if part.strip()]
+    if not names:
+        raise ValueError(f"--groups must name at least one group, got {groups!r}")
+    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+
+    from mi_massive._patch_setup import patched_layers  # late, as all that loads transformers
+    from mi_massive.patching import patch
+    from mi_massive.tasks.conflicts import conflict_pairs, make_conflicts
+
+    if loaded.tokenizer is None:
+        raise ValueError(f"the tokenizer of {loaded.name} must exist to ask it, got none")
+    tokenizer = cast(Any, loaded.tokenizer)
+    found = make_conflicts(lambda text: tokenizer(text).input_ids, limit=limit)
+    pairs = conflict_pairs(found.conflicts, corrupted=cast(Any, corrupted))
+    n_layers = 1 if joint else len(patched_layers(loaded, site=require_site(site)))
+    with progress(n_layers, quiet=quiet, what="layers") as advance:
+        result = patch(
+            loaded,
+            pairs,
+            site=site,
+            granularity=granularity,
+            direction=cast(Direction, direction),
+            groups=names,
+            config=config,
+            cells=cells,
+            on_progress=advance,
+        )
+    frame = result.to_frame()
+    order = frame["recovered"].abs().sort_values(ascending=False, kind="stable").index
+    largest = frame.loc[order].head(top)
+    if as_json:
+        print_json(
+            {
+                "model": loaded.name,
+                "site": result.site,
+                "granularity": result.granularity,
+                "direction": result.direction,
+                "n": result.n,
+                "n_left_out": result.n_left_out,
+                "n_cells": len(frame),
+                "n_significant": int(result.significant.sum()),
+                "cells": largest.to_dict(orient="records"),
+                "provenance": dataclasses.asdict(result.provenance),
+            }
+        )
+    else:
+        title = f"{loaded.name}: {result.n} pairs, {result.n_left_out} without a difference"
+        print_records(title, [_row(dict(row)) for row in largest.to_dict(orient="records")])
+    if save is not None:
+        save_result(result, save)
+
+
+def _row(cell: dict[Any, Any]) -> dict[str, Any]:
+    """A cell as it is printed: its place, value, interval, placebo and corrected p."""
+    numbers = ("recovered", "low", "high", "p_values", "placebo", "beyond_placebo", "significant")
+    return {
+        **{str(axis): entry for axis, entry in cell.items() if axis not in numbers},
+        "recovered": f"{cell['recovered']:+.3f}",
+        "interval": f"{cell['low']:+.2f} .. {cell['high']:+.2f}",
+        "placebo": f"{cell['placebo']:+.3f}",
+        "p": f"{cell['p_values']:.2g}",
+        "significant": "yes" if cell["significant"] else "no",
+    }
