@@ -18,7 +18,7 @@ TASKS = ("passkey_128_6", "pairs_counterfactual", "pairs_closed_book", "letters_
 def main() -> None:
     """Run every dose."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(options, presets=PRESETS, ks=(1, 2, 4), n_seeds=3)
+    add_options(options, presets=PRESETS, ks=(1, 2, 4), n_seeds=2)
     options.set_defaults(tasks=list(TASKS))
     given = options.parse_args()
     for name in given.models:
