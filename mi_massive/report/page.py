@@ -117,6 +117,8 @@ def _provenance(results: ReportResults) -> list[tables.Table]:
     if results.disruption is not None:
         source = results.disruption.provenance
         shown.append(tables.provenance_table("The disruption’s neutral text", source))
+    if results.conflict is not None:
+        shown.append(tables.provenance_table("The conflicts", results.conflict.provenance))
     return [*shown, tables.config_table(results.configs)]
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 from mi_massive.bands import BandsResult
 from mi_massive.claims import ScoreboardResult
 from mi_massive.concentration import ConcentrationResult
+from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
 from mi_massive.patterns import PatternsResult
 from mi_massive.records import Provenance
@@ -26,13 +27,18 @@ class ReportResults:
     """Concentration of a model without rotary position embeddings."""
     notes: tuple[str, ...]
     """Sentences for the reader, such as why a part was left out. A note that opens with a section's
-    word and a colon ("bands: ...", also concentration, control, symmetry, patterns, disruption)
-    stands in that section, any other at the top of the page."""
+    word and a colon ("bands: ...", also concentration, control, symmetry, patterns,
+    disruption, conflict) stands in that section, any other at the top of the page."""
     disruption: DisruptionResult | None = None
     """The experiment with tasks; a report without it has no such section."""
+    conflict: ConflictResult | None = None
+    """The experiment with conflicts; a report without it has no such section."""
 
     def __post_init__(self) -> None:
-        own = (self.scoreboard, self.bands, self.symmetry, self.patterns, self.disruption)
+        own = (
+            *(self.scoreboard, self.bands, self.symmetry, self.patterns),
+            *(self.disruption, self.conflict),
+        )
         model = self.provenance.model
         for result in own:
             if result is not None and result.provenance.model != model:
@@ -55,6 +61,7 @@ class ReportResults:
             "bands": self.bands,
             "symmetry": self.symmetry,
             "disruption": self.disruption,
+            "conflict": self.conflict,
         }
         return {
             word: _flat(asdict(result.config))

@@ -6,6 +6,7 @@ from mi_massive.bands import BandsResult
 from mi_massive.concentration import ConcentrationResult
 from mi_massive.patterns import PatternsResult
 from mi_massive.report import tables
+from mi_massive.report.conflict import conflict_section
 from mi_massive.report.disruption import disruption_section
 from mi_massive.report.pictures import Picture, picture
 from mi_massive.report.results import ReportResults
@@ -22,8 +23,8 @@ from mi_massive.viz.wavelengths import plot_wavelengths
 def sections(results: ReportResults) -> list[Section]:
     """Every section in the order of the page; one without a result says so.
 
-    Disruption is an experiment of its own: a report without it is silent unless a note speaks of
-    it.
+    Disruption and conflict are experiments of their own: a report without one is silent unless a
+    note speaks of it.
     """
     made = [
         _concentration(results.concentration, results.control),
@@ -36,6 +37,10 @@ def sections(results: ReportResults) -> list[Section]:
         made.append(disruption_section(results.disruption, title=_TITLES["disruption"]))
     elif _notes("disruption", results):
         made.append(_absent("disruption"))
+    if results.conflict:
+        made.append(conflict_section(results.conflict, title=_TITLES["conflict"]))
+    elif _notes("conflict", results):
+        made.append(_absent("conflict"))
     return [replace(section, notes=_notes(section.word, results)) for section in made]
 
 
@@ -51,6 +56,7 @@ _TITLES = {
     "symmetry": "Do the two halves of a head mirror each other?",
     "patterns": "The massive dimension, token by token",
     "disruption": "What does the model lose with its massive values?",
+    "conflict": "When prompt and memory disagree, which does the model follow?",
 }
 
 
