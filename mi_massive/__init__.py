@@ -16,6 +16,7 @@ presets         the named interventions: treatments and controls
 tasks           load_task: what a model is asked, and how answers are graded
 evaluation      evaluate: a model on a task, intact or disrupted
 disruption      run_disruption: tasks and neutral text under each arm (C4, C5)
+conflict        run_conflict: the prompt against what training stored, under each arm (C6)
 patching        patch: which layers, heads, bands and massive pairs carry the answer (C6)
 attribution     attribute: gradient estimates for single rotary pairs, checked exactly
 claims          scoreboard: verdicts with effect, interval, n and test
@@ -61,6 +62,12 @@ if TYPE_CHECKING:
     from mi_massive.battery import load_tasks, run_battery
     from mi_massive.capture import capture_norms
     from mi_massive.claims import Claim, ScoreboardResult, scoreboard
+    from mi_massive.conflict import (
+        ConflictConfig,
+        ConflictResult,
+        load_conflicts,
+        run_conflict,
+    )
     from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
     from mi_massive.doctor import DoctorResult, diagnose
     from mi_massive.evaluation import evaluate
@@ -99,7 +106,7 @@ if TYPE_CHECKING:
     from mi_massive.stats import Estimate
     from mi_massive.study import StudyConfig, run_study
     from mi_massive.tasks import Task, load_own_task, load_task
-    from mi_massive.tasks.conflicts import conflict_pairs, make_conflicts
+    from mi_massive.tasks.conflicts import ConflictSet, conflict_pairs, make_conflicts
 
 # Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library. None
 # of these is named like a module: importing that module would put it in the function's place.
@@ -108,6 +115,9 @@ _HOME = {
     "AttentionNorms": "norms",
     "AttributionResult": "patch_results",
     "Claim": "claims",
+    "ConflictConfig": "conflict",
+    "ConflictResult": "conflict",
+    "ConflictSet": "tasks.conflicts",
     "DisruptionConfig": "disruption",
     "DisruptionResult": "disruption",
     "DoctorResult": "doctor",
@@ -146,6 +156,7 @@ _HOME = {
     "disrupt": "interventions",
     "disruption_hooks": "interventions",
     "evaluate": "evaluation",
+    "load_conflicts": "conflict",
     "load_model": "models",
     "load_own_task": "tasks",
     "load_result": "records",
@@ -159,6 +170,7 @@ _HOME = {
     "preset": "presets",
     "read_prompts": "prompts",
     "run_battery": "battery",
+    "run_conflict": "conflict",
     "run_disruption": "disruption",
     "run_study": "study",
     "save_result": "records",
@@ -168,7 +180,7 @@ _HOME = {
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
-    *("patching", "attribution", "patched_patterns"),
+    *("conflict", "patching", "attribution", "patched_patterns"),
 )
 
 __all__ = [
@@ -180,6 +192,9 @@ __all__ = [
     "Claim",
     "ConcentrationConfig",
     "ConcentrationResult",
+    "ConflictConfig",
+    "ConflictResult",
+    "ConflictSet",
     "DisruptionConfig",
     "DisruptionResult",
     "DoctorResult",
@@ -222,6 +237,7 @@ __all__ = [
     "disrupt",
     "disruption_hooks",
     "evaluate",
+    "load_conflicts",
     "load_model",
     "load_own_task",
     "load_result",
@@ -236,6 +252,7 @@ __all__ = [
     "preset",
     "read_prompts",
     "run_battery",
+    "run_conflict",
     "run_disruption",
     "run_study",
     "save_result",

@@ -52,7 +52,7 @@ def disrupt_command(
 ) -> None:
     """What losing chosen dimensions costs on tasks and on neutral text (C4, C5)."""
     opt.require_savable(save)
-    names, doses = _task_names(tasks), _doses(k)
+    names, ks = _task_names(tasks), doses(k)
     with_readouts = _readouts(readout)
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
 
@@ -60,7 +60,7 @@ def disrupt_command(
     from mi_massive.disruption import DisruptionConfig, run_disruption
     from mi_massive.scores import EvaluationConfig
 
-    arms = make_arms(_split(preset), ks=doses, n_seeds=seeds)
+    arms = make_arms(split(preset), ks=ks, n_seeds=seeds)
     asking = EvaluationConfig(readouts=with_readouts, chat=chat, batch_size=batch_size)
     asked = [_load(name, loaded, data, limit) for name in names]
     with progress((1 + len(arms)) * len(asked), quiet=quiet, what="cells") as advance:
@@ -125,7 +125,7 @@ def _print(result: Any) -> None:
 def _task_names(listed: str) -> list[str]:
     """Names of tasks; one that several begin with, such as `pairs`, stands for all of them."""
     names: list[str] = []
-    for part in _split(listed):
+    for part in split(listed):
         family = [name for name in TASKS if name.startswith(f"{part}_")]
         if part not in TASKS and not part.endswith(".jsonl") and not family:
             raise ValueError(
@@ -144,19 +144,25 @@ def _load(name: str, model: Any, data: Path | None, limit: int | None) -> Task:
     return load_tasks(model, [name], data=data, limit=limit)[0]
 
 
-def _split(listed: str) -> list[str]:
+def split(listed: str) -> list[str]:
+    """Parts of an option's value between commas."""
     return [part.strip() for part in listed.split(",") if part.strip()]
 
 
-def _doses(listed: str) -> list[int]:
-    parts = _split(listed)
+def doses(listed: str) -> list[int]:
+    """Numbers of dimensions, from an option's value.
+
+    Raises:
+        ValueError: If there is none or something else.
+    """
+    parts = split(listed)
     if not parts or not all(part.isdecimal() for part in parts):
         raise ValueError(f"--k must be whole numbers with commas, got {listed!r}")
     return [int(part) for part in parts]
 
 
 def _readouts(listed: str) -> Any:
-    parts = _split(listed)
-    if not parts or not set(parts) <= set(_split(_READOUTS)):
+    parts = split(listed)
+    if not parts or not set(parts) <= set(split(_READOUTS)):
         raise ValueError(f"--readout must be among {_READOUTS}, got {listed!r}")
     return tuple(dict.fromkeys(parts))

@@ -75,6 +75,17 @@ RULES: Final[dict[str, Rule]] = {
         quantity="share of different 2-grams in an answer, intact minus disrupted",
         minimum=0.1,
     ),
+    "C6a": Rule(
+        statement="Under knowledge conflict, disrupting the massive values makes the model fall "
+        "back on its memory.",
+        quantity="share of known conflicts that keep memory, disrupted minus intact",
+        minimum=0.1,
+    ),
+    "C6b": Rule(
+        statement="It does so beyond an edit of random dimensions that moves the attention as far.",
+        quantity="share that keeps memory, minus that under the effect-matched control",
+        minimum=0.1,
+    ),
     "C8a": Rule(
         statement="Massive dimensions lie in the low frequencies of RoPE.",
         quantity="share of massive dimensions in the slower half of the rotary pairs",
@@ -103,7 +114,7 @@ RULES: Final[dict[str, Rule]] = {
         minimum=0.1,  # one more in ten heads
     ),
 }
-"""The claims this module judges. C6 and C7 are not judged yet."""
+"""The claims this module judges. C7 is not judged yet."""
 
 
 def decide(estimate: Estimate, *, minimum: float) -> Verdict:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mi_massive._concentration_tests import contrast
-from mi_massive._disruption_claims import disruption_findings
+from mi_massive._conflict_claims import edit_findings
 from mi_massive._verdicts import (
     NONE_SHARE,
     RULES,
@@ -30,10 +30,10 @@ from mi_massive._verdicts import (
     percent,
     require_control,
     require_same_capture,
-    require_same_model,
 )
 from mi_massive.bands import BandsResult
 from mi_massive.concentration import ConcentrationResult, ProjectionConcentration
+from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
@@ -78,8 +78,9 @@ def scoreboard(
     symmetry: SymmetryResult | None = None,
     control: ConcentrationResult | None = None,
     disruption: DisruptionResult | None = None,
+    conflict: ConflictResult | None = None,
 ) -> ScoreboardResult:
-    """Judge the claims C1 to C5, C8 and C9 on one model.
+    """Judge the claims C1 to C6, C8 and C9 on one model.
 
     A claim about q and k must hold in both: the verdict is that of the weaker one, whose estimate
     is reported with the larger p of the two. What is missing makes its claims inconclusive, with
@@ -91,13 +92,15 @@ def scoreboard(
         symmetry: Of the same capture; None for a model that does not rotate.
         control: Of a model without rotary position embeddings, on the same prompts.
         disruption: Of the same model; without it C4 and C5 have no row.
+        conflict: Of the same model; without it C6 has no row.
 
     Returns:
         One row a claim, some in parts.
 
     Raises:
         ValueError: If `bands` or `symmetry` come from another capture, `control` from a model that
-            rotates or from another number of prompts, or `disruption` from another model.
+            rotates or from another number of prompts, or `disruption` or `conflict` from another
+            model.
     """
     for name, result in (("bands", bands), ("symmetry", symmetry)):
         if result is not None:
@@ -108,7 +111,7 @@ def scoreboard(
         _concentrated(concentration),
         _heads_close(concentration),
         _absent_without_rope(concentration, control),
-        *_disrupted(concentration, disruption),
+        *(_claim(*found) for found in edit_findings(concentration, disruption, conflict)),
         _low_frequency(concentration, bands),
         _symmetric_over_heads(concentration, symmetry),
         _partial_cycle(concentration, bands),
@@ -116,14 +119,6 @@ def scoreboard(
         _from_first_layer(concentration),
     )
     return ScoreboardResult(claims=claims, provenance=concentration.provenance)
-
-
-def _disrupted(result: ConcentrationResult, disruption: DisruptionResult | None) -> list[Claim]:
-    """C4 and C5."""
-    if disruption is None:
-        return []
-    require_same_model("disruption", disruption.provenance, result.provenance)
-    return [_claim(*finding) for finding in disruption_findings(disruption)]
 
 
 def _concentrated(result: ConcentrationResult) -> Claim:

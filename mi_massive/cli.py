@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mi_massive import _options as opt
+from mi_massive._conflict_command import conflict_command, conflict_for_report
 from mi_massive._disrupt_command import disrupt_command
 from mi_massive._list_commands import models_command, presets_command, tasks_command
 from mi_massive._patch_command import patch_command
@@ -64,6 +65,9 @@ def report(
         int,
         typer.Option(min=0, help="Examples of each task under each edit (C4, C5); 0: no tasks."),
     ] = 12,
+    conflicts: Annotated[
+        int, typer.Option(min=0, help="Facts to contradict under each edit (C6); 0: none.")
+    ] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a report of another model in the folder.")
     ] = False,
@@ -112,6 +116,7 @@ def report(
             disruption = run_battery(
                 subject, n_examples=examples, batch_size=batch_size, on_progress=advance
             )
+    conflict = conflict_for_report(subject, conflicts, batch_size=batch_size, quiet=quiet)
     config = StudyConfig(
         concentration=configs[0],
         bands=configs[1],
@@ -126,6 +131,7 @@ def report(
             control=other,
             control_prompts=others,
             disruption=disruption,
+            conflict=conflict,
             config=config,
             on_progress=advance,
         )
@@ -247,6 +253,7 @@ def symmetry_command(
 
 
 app.command("disrupt")(disrupt_command)
+app.command("conflict")(conflict_command)
 app.command("patch")(patch_command)
 app.command("tasks")(tasks_command)
 app.command("presets")(presets_command)

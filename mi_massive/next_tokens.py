@@ -61,8 +61,8 @@ def next_tokens(
             output = run_batch(plain, batch.input_ids, batch.mask, cache=None, last_only=True)
         log_probs = output.logits[:, -1].float().log_softmax(dim=-1).cpu()
         for row, scores in zip(batch.rows, log_probs, strict=True):
-            wanted = scores[list(asked[row])].tolist() if asked[row] else []
-            found[row] = NextToken(top=int(scores.argmax()), log_probs=tuple(wanted))
+            wanted = tuple(float(scores[token]) for token in asked[row])
+            found[row] = NextToken(top=int(scores.argmax()), log_probs=wanted)
         if on_progress is not None:
             on_progress(len(batch.rows))
     return [found[row] for row in range(len(prompts))]

@@ -7,6 +7,7 @@ from mi_massive.bands import BandsConfig, bands
 from mi_massive.capture import capture_norms
 from mi_massive.claims import scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
+from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
@@ -38,6 +39,7 @@ def run_study(
     control: HookedModel | None = None,
     control_prompts: TokenizedPrompts | Sequence[str] | None = None,
     disruption: DisruptionResult | None = None,
+    conflict: ConflictResult | None = None,
     config: StudyConfig | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> ReportResults:
@@ -51,6 +53,7 @@ def run_study(
             model's own tokenizer. Cut to the control's context where they are longer; a note of
             the results says so.
         disruption: Of the same model, from `run_battery` or `run_disruption`, for C4 and C5.
+        conflict: Of the same model, from `run_conflict`, for C6.
         config: Defaults throughout if left out.
         on_progress: Called with the number of prompts finished since the last call, of the model
             and then the control.
@@ -89,6 +92,7 @@ def run_study(
             symmetry=symmetric,
             control=controlled,
             disruption=disruption,
+            conflict=conflict,
         ),
         concentration=concentrated,
         bands=banded,
@@ -96,6 +100,7 @@ def run_study(
         patterns=patterns,
         control=controlled,
         disruption=disruption,
+        conflict=conflict,
         notes=notes,
     )
 

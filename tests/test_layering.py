@@ -40,13 +40,13 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "_patch_runs",
     ),
     # A task knows no model; evaluation joins the two.
-    3: ("tasks", "scores", "evaluation", "conflict_scores"),
+    3: ("tasks", "scores", "evaluation", "conflict_scores", "known_facts"),
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
         *("conflict", "patching", "_patch_setup", "attribution", "patched_patterns"),
         *("patch_speed", "twins", "quantization", "sweep", "speed", "generation_speed"),
-        *("claims", "_verdicts", "_disruption_claims", "_conflict_claims"),
+        *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),

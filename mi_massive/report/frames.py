@@ -69,6 +69,7 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "symmetry_phases": lambda results: results.symmetry and results.symmetry.phase_frame(),
     "patterns": _patterns,
     "disruption": lambda results: results.disruption and results.disruption.to_frame(),
+    "conflict": lambda results: results.conflict and results.conflict.to_frame(),
     "disruption_effects": lambda results: results.disruption and results.disruption.effects_frame(),
     "patching": _patching,
 }

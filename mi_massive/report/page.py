@@ -117,6 +117,8 @@ def _provenance(results: ReportResults) -> list[tables.Table]:
     if results.disruption is not None:
         source = results.disruption.provenance
         shown.append(tables.provenance_table("The disruption’s neutral text", source))
+    if results.conflict is not None:
+        shown.append(tables.provenance_table("The conflicts", results.conflict.provenance))
     if results.patching:
         source = results.patching[0].provenance
         shown.append(tables.provenance_table("The patched pairs", source))

@@ -6,6 +6,7 @@ from typing import Any, cast
 from mi_massive.bands import BandsResult
 from mi_massive.claims import ScoreboardResult
 from mi_massive.concentration import ConcentrationResult
+from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
 from mi_massive.patch_results import (
     AttributionResult,
@@ -32,9 +33,11 @@ class ReportResults:
     notes: tuple[str, ...]
     """Sentences for the reader, such as why a part was left out. A note that opens with a section's
     word and a colon ("bands: ...", also concentration, control, symmetry, patterns, disruption,
-    patching) stands in that section, any other at the top of the page."""
+    conflict, patching) stands in that section, any other at the top of the page."""
     disruption: DisruptionResult | None = None
     """The experiment with tasks; a report without it has no such section."""
+    conflict: ConflictResult | None = None
+    """The experiment with conflicts; a report without it has no such section."""
     patching: tuple[PatchingResult, ...] = ()
     """Patches, each with a picture; a report without them has no such section."""
     attributions: tuple[AttributionResult, ...] = ()
@@ -44,7 +47,8 @@ class ReportResults:
 
     def __post_init__(self) -> None:
         own = (
-            *(self.scoreboard, self.bands, self.symmetry, self.patterns, self.disruption),
+            *(self.scoreboard, self.bands, self.symmetry, self.patterns),
+            *(self.disruption, self.conflict),
             *(*self.patching, *self.attributions, self.patched_patterns),
         )
         model = self.provenance.model
@@ -69,6 +73,7 @@ class ReportResults:
             "bands": self.bands,
             "symmetry": self.symmetry,
             "disruption": self.disruption,
+            "conflict": self.conflict,
         }
         return {
             word: _flat(asdict(result.config))

@@ -6,6 +6,7 @@ from mi_massive.bands import BandsResult
 from mi_massive.concentration import ConcentrationResult
 from mi_massive.patterns import PatternsResult
 from mi_massive.report import tables
+from mi_massive.report.conflict import conflict_section
 from mi_massive.report.disruption import disruption_section
 from mi_massive.report.patching import patching_section
 from mi_massive.report.pictures import Picture, picture
@@ -23,8 +24,8 @@ from mi_massive.viz.wavelengths import plot_wavelengths
 def sections(results: ReportResults) -> list[Section]:
     """Every section in the order of the page; one without a result says so.
 
-    Disruption and patching are experiments of their own: a report without them is silent unless a
-    note speaks of them.
+    Disruption, conflict and patching are experiments of their own: a report without one is silent
+    unless a note speaks of it.
     """
     made = [
         _concentration(results.concentration, results.control),
@@ -37,6 +38,10 @@ def sections(results: ReportResults) -> list[Section]:
         made.append(disruption_section(results.disruption, title=_TITLES["disruption"]))
     elif _notes("disruption", results):
         made.append(_absent("disruption"))
+    if results.conflict:
+        made.append(conflict_section(results.conflict, title=_TITLES["conflict"]))
+    elif _notes("conflict", results):
+        made.append(_absent("conflict"))
     if results.patching or results.attributions or results.patched_patterns:
         made.append(
             patching_section(
@@ -63,6 +68,7 @@ _TITLES = {
     "symmetry": "Do the two halves of a head mirror each other?",
     "patterns": "The massive dimension, token by token",
     "disruption": "What does the model lose with its massive values?",
+    "conflict": "When prompt and memory disagree, which does the model follow?",
     "patching": "Which parts carry the answer?",
 }
 

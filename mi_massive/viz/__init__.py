@@ -4,6 +4,7 @@ Reads results only: no model is run and no statistic computed here. What is unde
 colour range is marked and counted, never clipped unseen.
 """
 
+from mi_massive.viz.conflict import plot_conflict
 from mi_massive.viz.curve import plot_curve
 from mi_massive.viz.dose import plot_dose
 from mi_massive.viz.halves import plot_halves
@@ -18,6 +19,7 @@ from mi_massive.viz.wavelengths import plot_wavelengths
 
 __all__ = [
     "find_browser",
+    "plot_conflict",
     "plot_curve",
     "plot_dose",
     "plot_halves",
