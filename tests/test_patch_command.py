@@ -58,7 +58,7 @@ def test_cells_are_printed_saved_and_kept(run: Run, folder: Path, tmp_path: Path
     assert len(list(cells.glob("patch-v-head-*.json"))) == 2
     status, text, _ = run(*options, "--quiet")
     assert status == 0
-    assert "kv_head" in text
+    assert "kv head" in text
 
 
 @pytest.mark.parametrize(

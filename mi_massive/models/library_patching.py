@@ -47,12 +47,13 @@ def library_effects(
 
     names = sorted({patch_site_name(block, site) for block, _ in cells})
     _, cache = model.bridge.run_with_cache(clean, names_filter=names)
-    found: Any = patching.generic_activation_patch(
+    loop: Any = patching  # untyped
+    found: Any = loop.generic_activation_patch(
         model.bridge,
         corrupted,
         cache,
         metric,
-        patching.layer_head_vector_patch_setter,
+        loop.layer_head_vector_patch_setter,
         site,
         index_df=pd.DataFrame({"layer": [b for b, _ in cells], "head": [h for _, h in cells]}),
         reduce="none",
