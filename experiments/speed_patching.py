@@ -24,9 +24,9 @@ def main() -> None:
     """Measure and record."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--model", default="smollm2-135m-instruct")
-    options.add_argument("--pairs", type=int, default=4, help="conflicts of the commonest length")
-    options.add_argument("--layers", type=int, nargs="+", default=[4, 14, 24])
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--pairs", type=int, default=2, help="conflicts of the commonest length")
+    options.add_argument("--layers", type=int, nargs="+", default=list(range(1, 30, 3)))
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
     torch.set_num_threads(1)

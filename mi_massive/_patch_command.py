@@ -97,9 +97,7 @@ def patch_command(
             cells=cells,
             on_progress=advance,
         )
-    frame = result.to_frame()
-    order = frame["recovered"].abs().sort_values(ascending=False, kind="stable").index
-    largest = frame.loc[order].head(top)
+    largest = result.largest(top)
     if as_json:
         print_json(
             {
@@ -109,24 +107,24 @@ def patch_command(
                 "direction": result.direction,
                 "n": result.n,
                 "n_left_out": result.n_left_out,
-                "n_cells": len(frame),
+                "n_cells": result.recovered.numel(),
                 "n_significant": int(result.significant.sum()),
-                "cells": largest.to_dict(orient="records"),
+                "cells": largest,
                 "provenance": dataclasses.asdict(result.provenance),
             }
         )
     else:
         title = f"{loaded.name}: {result.n} pairs, {result.n_left_out} without a difference"
-        print_records(title, [_row(dict(row)) for row in largest.to_dict(orient="records")])
+        print_records(title, [_row(cell) for cell in largest])
     if save is not None:
         save_result(result, save)
 
 
-def _row(cell: dict[Any, Any]) -> dict[str, Any]:
+def _row(cell: dict[str, Any]) -> dict[str, Any]:
     """A cell as it is printed: its place, value, interval, placebo and corrected p."""
     numbers = ("recovered", "low", "high", "p_values", "placebo", "beyond_placebo", "significant")
     return {
-        **{str(axis): entry for axis, entry in cell.items() if axis not in numbers},
+        **{axis: entry for axis, entry in cell.items() if axis not in numbers},
         "recovered": f"{cell['recovered']:+.3f}",
         "interval": f"{cell['low']:+.2f} .. {cell['high']:+.2f}",
         "placebo": f"{cell['placebo']:+.3f}",

@@ -224,7 +224,8 @@ def _replacing(
     where = (at[..., None, None] & unit[:, :, None]).to(states.device)
 
     def replace(activation: Tensor, hook: object) -> Tensor:
-        rows = to_heads(site, activation).unflatten(0, (len(batch.pairs), len(cells)))
+        rows = to_heads(site, activation)
+        rows = rows.reshape(len(batch.pairs), len(cells), *rows.shape[1:])
         return from_heads(site, torch.where(where, states[:, None], rows).flatten(0, 1))
 
     return replace

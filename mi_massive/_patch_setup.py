@@ -215,7 +215,7 @@ def _require_groups(pairs: Sequence[PromptPair], groups: Sequence[str]) -> None:
     for group in groups:
         lacking = [p.id for p in pairs if group not in (*_BUILT_IN_GROUPS, *p.groups)]
         if lacking:
-            known = sorted(set.intersection(*(set(pair.groups) for pair in pairs)))
+            known = sorted(g for g in pairs[0].groups if all(g in pair.groups for pair in pairs))
             raise ValueError(
                 f"groups must be in every pair, got {group!r}, which {lacking[0]!r} does not have; "
                 f"all of them have {', '.join((*_BUILT_IN_GROUPS, *known))}"

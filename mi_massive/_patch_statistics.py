@@ -5,6 +5,7 @@ more than one. Pure: arrays in, arrays out.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -81,25 +82,27 @@ def sign_flips(
     """
     n_cells, n = effects.shape
     if n < 2:
-        return np.full(n_cells, np.nan)
+        return np.full((n_cells,), np.nan)
     observed = np.abs(effects.sum(axis=1))
     observed -= 100 * np.finfo(np.float64).eps * np.abs(effects).sum(axis=1)
     exact = 2**n <= n_resamples
     total = 2**n if exact else n_resamples
     exceeding, drawn = np.zeros(n_cells), np.zeros(n_cells)
-    going = np.arange(n_cells)
     rng = np.random.default_rng(seed)
     for start in range(0, total, _CHUNK):
+        going = np.flatnonzero(exceeding < (np.inf if exact else _ENOUGH))
+        if not going.size:
+            break
         size = min(_CHUNK, total - start)
-        if exact:
-            signs = 1.0 - 2.0 * ((np.arange(start, start + size)[:, None] >> np.arange(n)) & 1)
-        else:
-            signs = rng.choice([-1.0, 1.0], size=(size, n))
+        signs = _patterns(start, size, n) if exact else rng.choice([-1.0, 1.0], size=(size, n))
         sums = np.abs(signs @ effects[going].T)
         exceeding[going] += (sums >= observed[going]).sum(axis=0)
         drawn[going] += size
-        if not exact:
-            going = going[exceeding[going] < _ENOUGH]
-            if not len(going):
-                break
-    return exceeding / drawn if exact else (1 + exceeding) / (1 + drawn)
+    p_values: Any = exceeding / drawn if exact else (1 + exceeding) / (1 + drawn)
+    return p_values
+
+
+def _patterns(start: int, size: int, n: int) -> Any:
+    """Signs of the patterns numbered from `start` on: bit i is the sign of example i."""
+    bits: Any = np.arange(start, start + size)[:, None] >> np.arange(n)
+    return 1.0 - 2.0 * (bits & 1)

@@ -7,7 +7,7 @@ residual stream there is one head. Pure tensor arithmetic.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -142,14 +142,14 @@ def require_site(name: str) -> Site:
     """The site of this name."""
     if name not in SITES:
         raise ValueError(f"site must be one of {', '.join(SITES)}, got {name!r}")
-    return cast(Site, name)
+    return name
 
 
 def require_granularity(name: str) -> Granularity:
     """The granularity of this name."""
     if name not in GRANULARITIES:
         raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {name!r}")
-    return cast(Granularity, name)
+    return name
 
 
 def make_arms(config: PatchingConfig) -> tuple[tuple[str, tuple[Selection, ...]], ...]:

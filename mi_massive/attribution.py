@@ -175,7 +175,7 @@ def _patched(
     on_progress: Callable[[int], None] | None,
 ) -> tuple[Ratios, Ratios]:
     """What exact patches of the chosen cells recover, and their placebos."""
-    places = [np.unravel_index(cell, shape) for cell in chosen]
+    places = _cells(chosen, shape)
     sources = 1 + (with_placebo and setup.has_placebo)
     values = torch.full((2, len(places), len(setup.pairs)), math.nan)
     for number, layer in enumerate(setup.layers):
@@ -183,7 +183,7 @@ def _patched(
         if not here:
             continue
         jobs: list[Job] = [
-            (int(head) * shape[2] + int(pair), setup.groups[int(group)])
+            (head * shape[2] + pair, setup.groups[group])
             for _, head, pair, group in (places[row] for row in here)
         ]
         for source in range(sources):
@@ -239,7 +239,8 @@ def _ranks(values: Float[np.ndarray, "cell"]) -> Float[np.ndarray, "cell"]:
 
 
 def _cells(chosen: Int[np.ndarray, "cell"], shape: torch.Size) -> tuple[Cell, ...]:
-    return tuple(tuple(int(i) for i in np.unravel_index(cell, shape)) for cell in chosen)
+    indices = np.stack(np.unravel_index(chosen, tuple(shape)), axis=-1)
+    return tuple(tuple(map(int, place)) for place in indices.tolist())
 
 
 def _tensor(values: Float[np.ndarray, "cell"]) -> Float[Tensor, "cell"]:

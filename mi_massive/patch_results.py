@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -128,10 +128,10 @@ class PatchingResult:
 
     @property
     def significant(self) -> Bool[Tensor, "*cells"]:
-        """Cells with an effect that, corrected, is neither zero nor that of their placebo."""
+        """Cells with an effect that, corrected, is not zero and beyond that of their placebo."""
         alpha = 1 - self.config.level
-        beyond = self.beyond_placebo
-        return (self.p_values <= alpha) & ((beyond <= alpha) | self.placebo.isnan())
+        larger = (self.beyond_placebo <= alpha) & (self.recovered.abs() > self.placebo.abs())
+        return (self.p_values <= alpha) & (larger | self.placebo.isnan())
 
     def group(self, name: str) -> int:
         """Position of a group on the last axis.
@@ -154,6 +154,12 @@ class PatchingResult:
             frame[name] = getattr(self, name).flatten().numpy()
         frame["significant"] = self.significant.flatten().numpy()
         return frame
+
+    def largest(self, n: int) -> list[dict[str, Any]]:
+        """Rows of `to_frame` with the largest effects of either sign, undefined ones last."""
+        frame: Any = self.to_frame()
+        order = frame["recovered"].abs().sort_values(ascending=False, kind="stable").index
+        return frame.loc[order].head(n).to_dict(orient="records")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ from mi_massive._checks import require_in_range
 from mi_massive._patch_runs import answer_tokens
 from mi_massive.models.base import HookedModel
 from mi_massive.models.library_patching import library_effects
-from mi_massive.patch_results import PatchingConfig
+from mi_massive.patch_results import PatchingConfig, PatchingResult
 from mi_massive.patching import patch
 from mi_massive.prompt_pairs import PromptPair
 from mi_massive.records import Provenance
@@ -77,19 +77,21 @@ def measure_patch_speed(
         for name in ("clean", "corrupted")
     )
     answers = answer_tokens(pairs).to(model.device)
-    rows: list[list[float]] = []
-    for _ in range(n_rounds + 1):
+
+    def both() -> tuple[list[float], Tensor, PatchingResult]:
         start = time.process_time()
         slow = library_effects(model, clean, corrupted, answers, site="z", cells=cells)
         middle = time.process_time()
         fast = patch(model, pairs, site="z", config=config)
-        rows.append([middle - start, time.process_time() - middle])
+        return [middle - start, time.process_time() - middle], slow, fast
+
+    _, slow, fast = both()
     if fast.n_left_out:
         raise ValueError(
             f"pairs must all have a difference to recover, got {fast.n_left_out} without; leave "
             "them out"
         )
-    seconds = torch.tensor(rows[1:])
+    seconds = torch.tensor([both()[0] for _ in range(n_rounds)])
     apart = (fast.effects.flatten(0, -2) - slow.cpu()).abs() / fast.differences
     return PatchSpeedResult(
         ways=(SLOW, FAST),

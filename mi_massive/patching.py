@@ -14,6 +14,7 @@ nothing at all.
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,9 @@ def _result(setup: Setup, layers: Sequence[PatchedLayer]) -> PatchingResult:
     effects = _effects(setup, [layer.patched for layer in layers])
     cells = effects.double().flatten(0, -2).numpy()
     totals = setup.differences.double().numpy()
-    settings = {"level": config.level, "n_resamples": config.n_resamples, "seed": config.seed}
+    settings: dict[str, Any] = {
+        name: getattr(config, name) for name in ("level", "n_resamples", "seed")
+    }
     found = ratios_of_means(cells, totals, **settings)
     placebo = beyond = np.full(len(cells), np.nan)
     others = [layer.placebo for layer in layers if layer.placebo is not None]
@@ -162,9 +165,11 @@ def _effects(
     setup: Setup, patched: Sequence[Float[Tensor, "job example"]]
 ) -> Float[Tensor, "layer unit group example"]:
     """What each cell moves towards the other run, in logits; draws of one cell averaged."""
-    values = torch.stack(list(patched)).unflatten(1, (setup.n_units, len(setup.groups)))
+    shape = (len(patched), setup.n_units, len(setup.groups), len(setup.pairs))
+    values: Tensor = torch.stack(list(patched)).reshape(shape)
     moved = values - setup.corrupted if setup.direction == "denoising" else setup.clean - values
     if not setup.units.arms:
         return moved
     sizes = [len(selections) for _, selections in setup.units.arms]
-    return torch.stack([draws.mean(dim=1) for draws in moved.split(sizes, dim=1)], dim=1)
+    parts: list[Tensor] = list(torch.split(moved, sizes, dim=1))
+    return torch.stack([draws.mean(dim=1) for draws in parts], dim=1)

@@ -11,6 +11,7 @@ from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
+from mi_massive.patch_results import PatchingResult
 from mi_massive.pattern_capture import capture_patterns
 from mi_massive.patterns import PatternsResult
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
@@ -39,7 +40,11 @@ def run_study(
     control: HookedModel | None = None,
     control_prompts: TokenizedPrompts | Sequence[str] | None = None,
     disruption: DisruptionResult | None = None,
+<<<<<<< HEAD
     conflict: ConflictResult | None = None,
+=======
+    patching: Sequence[PatchingResult] = (),
+>>>>>>> patching
     config: StudyConfig | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> ReportResults:
@@ -53,7 +58,11 @@ def run_study(
             model's own tokenizer. Cut to the control's context where they are longer; a note of
             the results says so.
         disruption: Of the same model, from `run_battery` or `run_disruption`, for C4 and C5.
+<<<<<<< HEAD
         conflict: Of the same model, from `run_conflict`, for C6.
+=======
+        patching: Of the same model, from `patch`, for the report's section.
+>>>>>>> patching
         config: Defaults throughout if left out.
         on_progress: Called with the number of prompts finished since the last call, of the model
             and then the control.
@@ -100,7 +109,11 @@ def run_study(
         patterns=patterns,
         control=controlled,
         disruption=disruption,
+<<<<<<< HEAD
         conflict=conflict,
+=======
+        patching=tuple(patching),
+>>>>>>> patching
         notes=notes,
     )
 

@@ -10,6 +10,7 @@ import pytest
 import sample_results as sample
 import torch
 from chromium import visit
+from sample_patching import attribution_result, patched_patterns, patching_result
 
 import mi_massive.report as report_module
 from mi_massive.bands import BandsConfig
@@ -48,6 +49,9 @@ def results(**changes) -> ReportResults:
         "control": sample.control_result(),
         "notes": ("The default prompts are English prose.", "patterns: Chosen by largest norm."),
         "disruption": sample.disruption_result(),
+        "patching": (patching_result(), patching_result("massive")),
+        "attributions": (attribution_result(),),
+        "patched_patterns": patched_patterns(),
     }
     return ReportResults(**(fields | changes))
 
@@ -94,9 +98,9 @@ def drawn(browser, page):
 def test_the_page_draws_everything_without_a_request_or_a_console_message(drawn):
     find = drawn.page.locator
     assert find("table.scoreboard tbody tr").count() == len(sample.scoreboard_result().claims)
-    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 11
+    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 13
     assert find(".mi-strip .colored-tokens").count() == 4
-    assert find(".mi-patterns canvas").count() == 1
+    assert find(".mi-patterns canvas").count() == 1 + 3  # one head; one in three runs
     assert drawn.page.evaluate("document.querySelector('.mi-patterns canvas').width") > 200
     assert drawn.overflow() == 0
     assert drawn.requests == []
@@ -207,6 +211,9 @@ def test_text_from_model_and_user_stays_text(browser, tmp_path):
         symmetry=replace(sample.symmetry_result(), provenance=source),
         patterns=replace(sample.patterns_result(tokens), provenance=source),
         disruption=evil_disruption(model),
+        patching=(evil_patching(model),),
+        attributions=(),
+        patched_patterns=patched_patterns(model=model, tokens=EVIL),
         notes=(EVIL[0] + "\ud800", f"bands: {EVIL[1]}"),
     )
     with visit(browser, build_report(evil, tmp_path / "evil")) as seen:
@@ -218,9 +225,16 @@ def test_text_from_model_and_user_stays_text(browser, tmp_path):
             assert token.replace(" ", "\u00a0") in shown
         assert EVIL[1] in seen.page.locator("#figure-task-scores-generation").inner_text()
         assert EVIL[1] in seen.page.locator("#disruption table").nth(1).inner_text()
+        assert EVIL[1] in seen.page.locator("#patching table").nth(1).text_content()
         assert seen.page.locator("main img").count() == 0
         assert seen.requests == []
         assert seen.messages == []
+
+
+def evil_patching(model):
+    """A group of positions with a name that would be markup."""
+    result = patching_result("layer", model=model)
+    return replace(result, labels={**result.labels, "group": (EVIL[0], EVIL[1])})
 
 
 def evil_disruption(model):
@@ -327,6 +341,7 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "patterns",
         "disruption",
         "disruption_effects",
+        "patching",
     }
     assert {entry.name for entry in page.parent.iterdir()} == folder.OWN
     frame = pd.read_parquet(page.parent / "concentration.parquet")

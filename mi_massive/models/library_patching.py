@@ -45,16 +45,17 @@ def library_effects(
         both = logits[:, -1].float().gather(1, answers)
         return both[:, 0] - both[:, 1]
 
-    names = {patch_site_name(block, site) for block, _ in cells}
-    _, cache = model.bridge.run_with_cache(clean, names_filter=lambda name: name in names)
-    found: Any = patching.generic_activation_patch(
+    names = sorted({patch_site_name(block, site) for block, _ in cells})
+    _, cache = model.bridge.run_with_cache(clean, names_filter=names)
+    loop: Any = patching  # untyped
+    found: Any = loop.generic_activation_patch(
         model.bridge,
         corrupted,
         cache,
         metric,
-        patching.layer_head_vector_patch_setter,
+        loop.layer_head_vector_patch_setter,
         site,
-        index_df=pd.DataFrame(cells, columns=["layer", "head"]),
+        index_df=pd.DataFrame({"layer": [b for b, _ in cells], "head": [h for _, h in cells]}),
         reduce="none",
         baseline=True,
     )

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -139,7 +139,7 @@ class Resumer:
         value = measure(self._forward(ids.to(self._device), hooks))
         reached = [name for name in names if name in states and states[name].requires_grad]
         found = torch.autograd.grad(value, [states[n] for n in reached], allow_unused=True)
-        gradients = {n: g for n, g in zip(reached, found, strict=True) if g is not None}
+        gradients = {n: g for n, g in zip(reached, cast(Any, found), strict=True) if g is not None}
         for name in names:
             if name not in gradients:
                 raise UnsupportedModelError(
@@ -265,7 +265,7 @@ class Resumer:
 
         def note(block: int) -> Callable[..., None]:
             def see(module: nn.Module, args: Any, output: Any) -> None:
-                sizes[block] = len(output) if isinstance(output, tuple) else 0
+                sizes[block] = len(cast(Any, output)) if isinstance(output, tuple) else 0
 
             return see
 

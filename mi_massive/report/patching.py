@@ -114,11 +114,8 @@ def _counts(results: Sequence[PatchingResult]) -> Table:
 
 
 def _largest(result: PatchingResult) -> Table:
-    frame = result.to_frame()
-    order = frame["recovered"].abs().sort_values(ascending=False, kind="stable").index
     rows: list[tuple[str, ...]] = []
-    for cell in frame.loc[order].head(_SHOWN).to_dict(orient="records"):
-        values = {str(name): value for name, value in cell.items()}
+    for values in result.largest(_SHOWN):
         low, high = text.number(float(values["low"])), text.number(float(values["high"]))
         rows.append(
             (

@@ -233,7 +233,11 @@ def _bars(
     *,
     panel: int,
 ) -> list[Spec]:
-    missing = [arm for arm, value in zip(arms, means.tolist(), strict=True) if math.isnan(value)]
+    missing = [
+        arm
+        for arm, value in zip(arms, cast("list[float]", means.tolist()), strict=True)
+        if math.isnan(value)
+    ]
     bars: Spec = {
         "type": "bar",
         "x": arms,

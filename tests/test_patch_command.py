@@ -1,0 +1,86 @@
+"""`mi-massive patch` on a tiny model, through the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from patch_models import random_pairs
+from tiny_models import llama
+
+from mi_massive import cli, load_model, load_result
+from mi_massive.patch_results import PatchingResult
+from mi_massive.tasks import conflicts
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(name="run")
+def fixture_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mi-massive", "patch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module", name="folder")
+def fixture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama().save(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(name="planted")
+def fixture_planted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs that a vocabulary of 64 words can say."""
+    pairs = random_pairs(load_model(folder))
+    made = conflicts.ConflictSet(conflicts=(), candidates={}, counts=())
+    monkeypatch.setattr(conflicts, "make_conflicts", lambda encode, limit: made)
+    monkeypatch.setattr(conflicts, "conflict_pairs", lambda found, corrupted: pairs)
+
+
+@pytest.mark.usefixtures("planted")
+def test_cells_are_printed_saved_and_kept(run: Run, folder: Path, tmp_path: Path) -> None:
+    saved, cells = tmp_path / "result.json", tmp_path / "cells"
+    options = (folder, "--site", "v", "--groups", "object,last", "--top", 3, "--cells", cells)
+    status, out, _ = run(*options, "--quiet", "--json", "--save", saved)
+    assert status == 0
+    told = json.loads(out)
+    result = load_result(saved)
+    assert isinstance(result, PatchingResult)
+    assert (told["site"], told["granularity"], told["n_cells"]) == ("v", "head", 8)
+    assert told["n"] + told["n_left_out"] == 3
+    sizes = [abs(cell["recovered"]) for cell in told["cells"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == pytest.approx(float(result.recovered.abs().max()))
+    assert len(list(cells.glob("patch-v-head-*.json"))) == 2
+    status, text, _ = run(*options, "--quiet")
+    assert status == 0
+    assert "kv head" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--site", "mlp"),
+            "error: site must be one of q, k, v, rot_q, rot_k, pattern, z, resid_p",
+        ),
+        (("--granularity", "token"), "error: granularity must be one of layer, head, band, pair,"),
+        (
+            ("--direction", "both"),
+            "error: --direction must be one of denoising, noising, got 'both'",
+        ),
+        (("--corrupted", "no"), "error: --corrupted must be one of consistent, neutral, got 'no'"),
+        (("--groups", ","), "error: --groups must name at least one group, got ','"),
+    ],
+)
+def test_bad_options_are_one_sentence(
+    run: Run, folder: Path, arguments: tuple[str, str], message: str
+) -> None:
+    status, _, err = run(folder, *arguments, "--quiet")
+    assert status == 1
+    assert err.startswith(message)
+    assert err.count("\n") == 1
