@@ -40,11 +40,8 @@ def run_study(
     control: HookedModel | None = None,
     control_prompts: TokenizedPrompts | Sequence[str] | None = None,
     disruption: DisruptionResult | None = None,
-<<<<<<< HEAD
     conflict: ConflictResult | None = None,
-=======
     patching: Sequence[PatchingResult] = (),
->>>>>>> patching
     config: StudyConfig | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> ReportResults:
@@ -58,11 +55,8 @@ def run_study(
             model's own tokenizer. Cut to the control's context where they are longer; a note of
             the results says so.
         disruption: Of the same model, from `run_battery` or `run_disruption`, for C4 and C5.
-<<<<<<< HEAD
         conflict: Of the same model, from `run_conflict`, for C6.
-=======
         patching: Of the same model, from `patch`, for the report's section.
->>>>>>> patching
         config: Defaults throughout if left out.
         on_progress: Called with the number of prompts finished since the last call, of the model
             and then the control.
@@ -109,11 +103,8 @@ def run_study(
         patterns=patterns,
         control=controlled,
         disruption=disruption,
-<<<<<<< HEAD
         conflict=conflict,
-=======
         patching=tuple(patching),
->>>>>>> patching
         notes=notes,
     )
 
