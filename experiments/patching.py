@@ -21,8 +21,8 @@ from mi_massive import (
     PromptPair,
     attribute,
     conflict_pairs,
+    load_conflicts,
     load_model,
-    make_conflicts,
     patch,
     save_result,
 )
@@ -45,7 +45,7 @@ pairs of single heads are estimated by gradients and their largest patched."""
 
 def choose_pairs(model: HookedModel, limit: int) -> list[PromptPair]:
     """Conflicts of the four most common lengths: pairs of one length share a pass."""
-    found = make_conflicts(lambda text: model.tokenizer(text).input_ids)
+    found = load_conflicts(model)
     lengths = Counter(len(conflict.conflicting) for conflict in found.conflicts)
     common = [length for length, _ in lengths.most_common(4)]
     each = -(-limit // len(common))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mi_massive import conflict_pairs, load_model, make_conflicts, save_result
+from mi_massive import conflict_pairs, load_conflicts, load_model, save_result
 from mi_massive.patch_speed import measure_patch_speed
 
 RECORDS = Path(__file__).parent / "records"
@@ -31,7 +31,7 @@ def main() -> None:
     given = options.parse_args()
     torch.set_num_threads(1)
     model = load_model(given.model)
-    found = make_conflicts(lambda text: model.tokenizer(text).input_ids).conflicts
+    found = load_conflicts(model).conflicts
     length = Counter(len(conflict.conflicting) for conflict in found).most_common(1)[0][0]
     chosen = [conflict for conflict in found if len(conflict.conflicting) == length]
     # The loop has no placebo: neither has `patch` here.

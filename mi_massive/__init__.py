@@ -106,7 +106,7 @@ if TYPE_CHECKING:
     from mi_massive.stats import Estimate
     from mi_massive.study import StudyConfig, run_study
     from mi_massive.tasks import Task, load_own_task, load_task
-    from mi_massive.tasks.conflicts import ConflictSet, conflict_pairs, make_conflicts
+    from mi_massive.tasks.conflicts import ConflictSet, conflict_pairs
 
 # Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library. None
 # of these is named like a module: importing that module would put it in the function's place.
@@ -163,7 +163,6 @@ _HOME = {
     "load_task": "tasks",
     "load_tasks": "battery",
     "make_arms": "arms",
-    "make_conflicts": "tasks.conflicts",
     "match_effect": "attention_effects",
     "measure_effects": "attention_effects",
     "patch": "patching",
@@ -244,7 +243,6 @@ __all__ = [
     "load_task",
     "load_tasks",
     "make_arms",
-    "make_conflicts",
     "massive_mask",
     "match_effect",
     "measure_effects",

@@ -76,13 +76,11 @@ def patch_command(
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
 
     from mi_massive._patch_setup import patched_layers  # late, as all that loads transformers
+    from mi_massive.conflict import load_conflicts
     from mi_massive.patching import patch
-    from mi_massive.tasks.conflicts import conflict_pairs, make_conflicts
+    from mi_massive.tasks.conflicts import conflict_pairs
 
-    if loaded.tokenizer is None:
-        raise ValueError(f"the tokenizer of {loaded.name} must exist to ask it, got none")
-    tokenizer = cast(Any, loaded.tokenizer)
-    found = make_conflicts(lambda text: tokenizer(text).input_ids, limit=limit)
+    found = load_conflicts(loaded, limit=limit)
     pairs = conflict_pairs(found.conflicts, corrupted=cast(Any, corrupted))
     n_layers = 1 if joint else len(patched_layers(loaded, site=require_site(site)))
     with progress(n_layers, quiet=quiet, what="layers") as advance:

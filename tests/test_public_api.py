@@ -44,7 +44,6 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "load_task": ["name"],
     "load_tasks": ["model", "names"],
     "make_arms": ["presets"],
-    "make_conflicts": ["encode"],
     "massive_mask": ["norms"],
     "match_effect": ["model", "prompts", "control"],
     "measure_effects": ["model", "prompts", "arms"],

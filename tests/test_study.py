@@ -56,7 +56,7 @@ def test_each_part_is_the_analysis_of_the_same_capture(
 ) -> None:
     norms = capture_norms(model, TEXTS, batch_size=2)
     own = concentration(norms, config=CONFIG.concentration)
-    beside = concentration(capture_norms(control, TEXTS), config=CONFIG.concentration)
+    beside = concentration(capture_norms(control, TEXTS, batch_size=2), config=CONFIG.concentration)
     banded = bands(norms, config=CONFIG.bands)
     symmetric = symmetry(norms, config=CONFIG.symmetry)
     assert results.bands is not None
