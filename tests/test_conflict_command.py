@@ -1,0 +1,125 @@
+"""`mi-massive conflict` on a tiny model with a token for every word of two relations."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import llama
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mi_massive import cli, load_result
+from mi_massive.tasks._conflict_facts import load_relations
+from mi_massive.tasks._filler import FILLER
+from mi_massive.tasks.facts import load_facts
+from mi_massive.tasks.legacy_conflict import legacy_conflict
+
+Run = Callable[..., tuple[int, str, str]]
+RELATIONS = ("country_language", "athlete_sport")
+
+
+@pytest.fixture(name="run")
+def fixture_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mi-massive", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Each word with the space before it is one token, as frequent words are in real ones."""
+    texts = [*FILLER, *(example.prompt for example in legacy_conflict(limit=220).examples)]
+    for name in RELATIONS:
+        relation = load_relations()[name]
+        for fact in relation.facts:
+            cloze = relation.cloze.format(subject=fact.subject)
+            texts += [f"{cloze} {fact.object}", " Yes No"]
+            texts += [
+                f"{context.format(subject=fact.subject, object=fact.object)}\n{cloze}"
+                for context in relation.contexts.values()
+            ]
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
+    words = ["<unk>", "<s>", "abcdef", *sorted(pieces - {"abcdef"})]  # transformers asks for it
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<s>", pad_token="<s>"
+    )
+
+
+@pytest.fixture(scope="module", name="model")
+def fixture_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words")
+    family, tokenizer = llama(), word_tokenizer()
+    config = copy.deepcopy(family.config)
+    config.vocab_size = len(tokenizer)
+    replace(family, config=config).build().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_conflicts_are_asked_saved_and_taken_from_the_cells(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    saved, cells = tmp_path / "result.json", tmp_path / "cells"
+    options = ["--relations", ",".join(RELATIONS), "--limit", 60, "--preset", "paper,random"]
+    options += ["--k", 2, "--cells", cells]
+    status, out, err = run("conflict", model, *options, "--save", saved, "--json")
+    assert (status, err) == (0, "")
+    document: dict[str, Any] = json.loads(out)
+    known = {entry["relation"]: entry for entry in document["known"]}
+    assert set(known) == set(RELATIONS)
+    assert {entry["asked"] for entry in known.values()} == {30}
+    # A token a word: facts of several words drop out.
+    several = sum(" " in fact.answer for fact in load_facts("sports"))
+    assert known["athlete_sport"]["counts"]["not_one_token"] == several > 0
+    arms = ["intact", "paper k=2", "random k=2 seed=0"]
+    assert list(dict.fromkeys(cell["arm"] for cell in document["cells"])) == arms
+    result = load_result(saved)
+    n_known = sum(entry.n_known for entry in result.known)
+    assert result.cell("paper k=2").keeps.n == n_known
+    assert len(list(cells.glob("conflict-*.json"))) == 3
+    text = run("conflict", model, *options)[1]
+    for word in ("Facts", "athlete_sport", "Conflicts by candidates", "closed-book"):
+        assert word in text
+    assert "Published protocol" not in text
+    assert len(list(cells.glob("conflict-*.json"))) == 3
+
+
+def test_the_published_protocol_is_asked_on_demand(run: Run, model: Path) -> None:
+    options = ["--relations", "athlete_sport", "--limit", 8, "--preset", "", "--legacy", "--json"]
+    status, out, _ = run("conflict", model, *options)
+    assert status == 0
+    legacy = json.loads(out)["legacy"]
+    assert [(c["arm"], c["readout"], c["score"]["n"]) for c in legacy] == [
+        ("intact", "generation", 40),
+        ("intact", "options", 40),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--relations", "moons"], "relations must be among country_capital, "),
+        (["--k", "many"], "--k must be whole numbers with commas, got 'many'"),
+        (["--preset", "nonsense"], "preset must be one of paper, "),
+        (["--save", "result.txt"], "--save must end in .json, got result.txt"),
+    ],
+)
+def test_bad_options_are_one_sentence(
+    run: Run, model: Path, options: list[str], message: str
+) -> None:
+    status, out, err = run("conflict", model, *options)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
