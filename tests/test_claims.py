@@ -83,7 +83,7 @@ def by_id(board: ScoreboardResult) -> dict[str, Claim]:
     return {claim.id: claim for claim in board.claims}
 
 
-OBSERVED = [name for name in RULES if not name.startswith(("C4", "C5"))]
+OBSERVED = [name for name in RULES if not name.startswith(("C4", "C5", "C6"))]
 """Claims that are judged without an intervention."""
 
 

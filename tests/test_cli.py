@@ -25,7 +25,7 @@ from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.report.folder import PAGE, SUMMARY
 
 COMMANDS = (
-    *("report", "concentration", "bands", "symmetry", "disrupt", "conflict"),
+    *("report", "concentration", "bands", "symmetry", "disrupt", "conflict", "patch"),
     *("tasks", "presets", "models", "doctor"),
 )
 ANALYSES = ("concentration", "bands", "symmetry")
@@ -116,6 +116,7 @@ def test_help_names_every_option(command: str, run: Run) -> None:
     options["doctor"] = ["--device", "--dtype", "--json", "--quiet"]
     options["disrupt"] = ["--preset", "--k", "--seeds", "--tasks", "--data", "--limit", "--cells"]
     options["conflict"] = ["--preset", "--k", "--seeds", "--relations", "--limit", "--legacy"]
+    options["patch"] = ["--site", "--granularity", "--groups", "--limit", "--cells", "--json"]
     common = ["--prompts", "--limit", "--chat", "--max-length", "--ratio", "--batch-size"]
     own = {
         "report": ["--out", "--control", "--overwrite", "--examples", "--conflicts"],
@@ -329,7 +330,6 @@ def test_a_report_is_replaced_by_one_on_the_same_folder_however_it_is_named(
     claims = json.loads((reported / SUMMARY).read_text())["claims"]
     assert next(claim for claim in claims if claim["id"] == "C3")["n"] > 0
     monkeypatch.chdir(tiny.parent)
-    options["conflict"] = ["--preset", "--k", "--seeds", "--relations", "--limit", "--legacy"]
     common = ["--prompts", texts, "--out", reported]
     answer = run("report", "--examples", "0", "./llama", "--control", "none", *common)
     assert answer.status == 0
@@ -357,7 +357,6 @@ def test_a_report_with_chat_gives_the_control_plain_texts(
     template = "{{ bos_token }} t1 {{ messages[0]['content'] }} t2"
     (folder / "chat_template.jinja").write_text(template)
     out = tmp_path / "report"
-    options["conflict"] = ["--preset", "--k", "--seeds", "--relations", "--limit", "--legacy"]
     common = ["--prompts", texts, "--limit", 2, "--control", control, "--out", out]
     assert run("report", "--examples", "0", folder, "--chat", *common).status == 0
     tokens = pd.read_parquet(out / "patterns.parquet").token

@@ -8,7 +8,7 @@ import pytest
 from patch_models import random_pairs
 from tiny_models import llama
 
-from mi_massive import cli, load_model, load_result
+from mi_massive import cli, conflict, load_model, load_result
 from mi_massive.patch_results import PatchingResult
 from mi_massive.tasks import conflicts
 
@@ -37,7 +37,7 @@ def fixture_planted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs that a vocabulary of 64 words can say."""
     pairs = random_pairs(load_model(folder))
     made = conflicts.ConflictSet(conflicts=(), candidates={}, counts=())
-    monkeypatch.setattr(conflicts, "make_conflicts", lambda encode, limit: made)
+    monkeypatch.setattr(conflict, "load_conflicts", lambda model, limit: made)
     monkeypatch.setattr(conflicts, "conflict_pairs", lambda found, corrupted: pairs)
 
 

@@ -10,6 +10,7 @@ import pytest
 import sample_results as sample
 import torch
 from chromium import visit
+from sample_conflict import conflict_result
 from sample_patching import attribution_result, patched_patterns, patching_result
 
 import mi_massive.report as report_module
@@ -49,6 +50,7 @@ def results(**changes) -> ReportResults:
         "control": sample.control_result(),
         "notes": ("The default prompts are English prose.", "patterns: Chosen by largest norm."),
         "disruption": sample.disruption_result(),
+        "conflict": conflict_result(),
         "patching": (patching_result(), patching_result("massive")),
         "attributions": (attribution_result(),),
         "patched_patterns": patched_patterns(),
@@ -211,6 +213,7 @@ def test_text_from_model_and_user_stays_text(browser, tmp_path):
         symmetry=replace(sample.symmetry_result(), provenance=source),
         patterns=replace(sample.patterns_result(tokens), provenance=source),
         disruption=evil_disruption(model),
+        conflict=conflict_result(model),
         patching=(evil_patching(model),),
         attributions=(),
         patched_patterns=patched_patterns(model=model, tokens=EVIL),
@@ -341,6 +344,7 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "patterns",
         "disruption",
         "disruption_effects",
+        "conflict",
         "patching",
     }
     assert {entry.name for entry in page.parent.iterdir()} == folder.OWN
