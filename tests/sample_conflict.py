@@ -19,6 +19,7 @@ from mi_massive.tasks.conflicts import RelationCount
 
 N = 12
 BACK, DESTROYED = Arm(preset="paper", k=4), Arm(preset="random", k=4)
+HARMLESS = (Arm(preset="smallest", k=4), Arm(preset="same_band", k=4))
 RELATIONS = ("country_capital", "athlete_sport")
 
 
@@ -48,9 +49,10 @@ def conflict_result(model: str = "smollm2-135m-instruct") -> ConflictResult:
     edited = {
         BACK.name: answers(["memory"] * N, "memory", model),
         DESTROYED.name: answers(["neither"] * N, "neither", model),
+        **{arm.name: answers(before, "memory", model) for arm in HARMLESS},
     }
     return ConflictResult(
-        arms=(BACK, DESTROYED),
+        arms=(BACK, DESTROYED, *HARMLESS),
         known=tuple(
             KnownFacts(
                 relation=name,

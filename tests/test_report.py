@@ -100,7 +100,7 @@ def drawn(browser, page):
 def test_the_page_draws_everything_without_a_request_or_a_console_message(drawn):
     find = drawn.page.locator
     assert find("table.scoreboard tbody tr").count() == len(sample.scoreboard_result().claims)
-    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 13
+    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 14
     assert find(".mi-strip .colored-tokens").count() == 4
     assert find(".mi-patterns canvas").count() == 1 + 3  # one head; one in three runs
     assert drawn.page.evaluate("document.querySelector('.mi-patterns canvas').width") > 200
@@ -404,12 +404,20 @@ def test_the_distance_of_two_clusters_is_shown_by_layer():
 
 def test_settings_of_the_analyses_stand_in_page_and_summary(page):
     config = json.loads((page.parent / "summary.json").read_text())["provenance"]["config"]
-    assert set(config) == {"concentration", "control", "bands", "symmetry", "disruption"}
+    assert set(config) == {
+        "concentration",
+        "control",
+        "bands",
+        "symmetry",
+        "disruption",
+        "conflict",
+    }
     assert config["bands"] == asdict(sample.bands_result().config)
     table = tables.config_table(
         results(bands=replace(sample.bands_result(), config=SEED_7)).configs
     )
-    assert table.head == ("setting", "concentration", "control", "bands", "symmetry", "disruption")
+    parts = ("concentration", "control", "bands", "symmetry", "disruption", "conflict")
+    assert table.head == ("setting", *parts)
     assert ("seed", "0", "0", "7", "0", "0") in table.rows
     assert ("max_gap", "–", "–", "–", "2", "–") in table.rows
     assert ("chat", "–", "–", "–", "–", "False") in table.rows

@@ -15,8 +15,8 @@ def test_the_tables_tell_falling_back_from_losing_both() -> None:
     assert known.rows[0][:3] == ("country_capital", "60", "20")
     table = by_readout[1]
     assert "object of the relation" in table.caption
-    assert [row[0] for row in table.rows] == [INTACT, BACK.name, DESTROYED.name]
-    column = {name: [row[i] for row in table.rows] for i, name in enumerate(table.head)}
+    assert [row[0] for row in table.rows[:3]] == [INTACT, BACK.name, DESTROYED.name]
+    column = {name: [row[i] for row in table.rows[:3]] for i, name in enumerate(table.head)}
     shares = {
         "follows the context": ["0.833", "0", "0"],
         "keeps memory": ["0.167", "1", "0"],
