@@ -418,9 +418,9 @@ def test_settings_of_the_analyses_stand_in_page_and_summary(page):
     )
     parts = ("concentration", "control", "bands", "symmetry", "disruption", "conflict")
     assert table.head == ("setting", *parts)
-    assert ("seed", "0", "0", "7", "0", "0") in table.rows
-    assert ("max_gap", "–", "–", "–", "2", "–") in table.rows
-    assert ("chat", "–", "–", "–", "–", "False") in table.rows
+    assert ("seed", "0", "0", "7", "0", "0", "0") in table.rows
+    assert ("max_gap", "–", "–", "–", "2", "–", "–") in table.rows
+    assert ("chat", "–", "–", "–", "–", "False", "–") in table.rows
     assert "Settings of the analyses" in page.read_text(encoding="utf-8")
 
 
