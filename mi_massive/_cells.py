@@ -10,12 +10,17 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from mi_massive.evaluation import evaluate
+from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
 from mi_massive.records import load_result, save_result
+from mi_massive.scores import EvaluationConfig, TaskResult
+from mi_massive.tasks.base import Task
 
 T = TypeVar("T")
 
@@ -48,6 +53,21 @@ def kept(
     save_result(result, path)
     # Read back, so that a resumed run and this one hold the same.
     return cast(T, load_result(path))
+
+
+def kept_evaluation(
+    folder: Path | None,
+    arm: str,
+    model: HookedModel,
+    task: Task,
+    *,
+    intervention: Intervention | None,
+    config: EvaluationConfig,
+) -> TaskResult:
+    """`evaluate` of one arm on one task, from the folder if it is there."""
+    arguments = {"task": task.digest, "edit": intervention, "config": config}
+    compute = partial(evaluate, model, task, intervention=intervention, config=config)
+    return kept(folder, f"{task.name}-{arm}", model, arguments, compute)
 
 
 def _key(model: HookedModel, arguments: Mapping[str, object]) -> str:

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
-from mi_massive._cells import kept
+from mi_massive._cells import kept_evaluation
 from mi_massive._checks import require_not_empty
 from mi_massive.capture import provenance_of
 from mi_massive.conflict_scores import (
@@ -16,7 +15,6 @@ from mi_massive.conflict_scores import (
     Reading,
     Said,
 )
-from mi_massive.evaluation import evaluate
 from mi_massive.interventions import Edits, Intervention, disrupt
 from mi_massive.models.base import HookedModel
 from mi_massive.next_tokens import NextToken, next_tokens
@@ -132,13 +130,7 @@ def ask_legacy(
     found: dict[str, TaskResult] = {}
     conditions: dict[str, Intervention | None] = {INTACT: None, **edits}
     for label, edit in conditions.items():
-        found[label] = kept(
-            cells,
-            f"{task.name}-{label}",
-            model,
-            {"task": task.digest, "edit": edit, "config": asking},
-            partial(evaluate, model, task, intervention=edit, config=asking),
-        )
+        found[label] = kept_evaluation(cells, label, model, task, intervention=edit, config=asking)
         if on_progress is not None:
             on_progress(1)
     intact = found.pop(INTACT)

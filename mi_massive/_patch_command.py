@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from mi_massive import _options as opt
+from mi_massive._disrupt_command import split
 from mi_massive._patch_units import require_granularity, require_site
 from mi_massive._terminal import print_json, print_records, progress
 from mi_massive.models.wheel import DEFAULT_MODEL
@@ -70,7 +71,7 @@ def patch_command(
         if value not in allowed:
             raise ValueError(f"--{option} must be one of {', '.join(allowed)}, got {value!r}")
     config = PatchingConfig(k=k, joint=joint, batch_size=batch_size)
-    names = [part.strip() for part in groups.split(",") if part.strip()]
+    names = split(groups)
     if not names:
         raise ValueError(f"--groups must name at least one group, got {groups!r}")
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)

@@ -109,6 +109,10 @@ class Setup:
         """Clean minus corrupted logit difference: all there is to recover."""
         return self.clean - self.corrupted
 
+    def moved(self, patched: Float[Tensor, "*cell example"]) -> Float[Tensor, "*cell example"]:
+        """How far patched logit differences have come towards the other run."""
+        return patched - self.corrupted if self.direction == "denoising" else self.clean - patched
+
     @property
     def arguments(self) -> dict[str, object]:
         """Everything that a kept layer depends on, beside the model and the layer."""

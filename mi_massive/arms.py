@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mi_massive._cells import kept
 from mi_massive._checks import require_not_empty
-from mi_massive.attention_effects import match_effect, measure_effects
+from mi_massive.attention_effects import EffectsResult, match_effect, measure_effects
 from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
 from mi_massive.presets import PRESETS, Role, preset, with_strength
-from mi_massive.prompts import TokenizedPrompts
+from mi_massive.prompts import TokenizedPrompts, default_passages, tokenize_prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +72,41 @@ def make_arms(
         seeds, doses = range(n_seeds if entry.seeded else 1), ks if entry.dosed else (entry.k,)
         arms += [Arm(preset=name, k=k, seed=seed) for k in doses for seed in seeds]
     return tuple(arms)
+
+
+def prepare_arms(
+    model: HookedModel,
+    arms: Sequence[Arm],
+    *,
+    n_neutral: int,
+    neutral_length: int,
+    cells: Path | None = None,
+) -> tuple[tuple[Arm, ...], EffectsResult]:
+    """Match the arms that ask for it, and measure what every arm does to neutral text.
+
+    Args:
+        model: From `load_model`.
+        arms: From `make_arms`.
+        n_neutral: Default passages to measure on.
+        neutral_length: Tokens of each.
+        cells: Folder that keeps strengths and effects.
+
+    Returns:
+        The arms at their strengths, and their effects.
+
+    Raises:
+        ValueError: If two arms have one name, or a control cannot be matched.
+    """
+    if len({arm.name for arm in arms}) < len(arms):
+        raise ValueError("arms must have different names, got one twice; leave it out")
+    neutral = tokenize_prompts(
+        model.tokenizer, default_passages()[:n_neutral], max_length=neutral_length
+    )
+    matched = match_arms(model, arms, neutral, cells=cells)
+    edits = {arm.name: arm.intervention for arm in matched}
+    arguments = {"arms": edits, "prompts": neutral.digest}
+    measure = partial(measure_effects, model, neutral, edits)
+    return matched, kept(cells, "effects", model, arguments, measure)
 
 
 def match_arms(

@@ -177,7 +177,7 @@ def match_effect(
 
     low, high = strengths
     strength = min(max(1.0, low), high)
-    reached, below, above = moves(strength), 0.0, 0.0
+    reached, below = moves(strength), 0.0
     while reached < attention_kl and strength < high:
         low, below, strength = strength, reached, min(2 * strength, high)
         reached = moves(strength)

@@ -190,7 +190,7 @@ def _patched(
             values[source, here] = patch_batches(setup, (layer,), jobs, source)
         if on_progress is not None:
             on_progress(len(here))
-    moved = values - setup.corrupted if setup.direction == "denoising" else setup.clean - values
+    moved = setup.moved(values)
     settings = {name: getattr(setup.config, name) for name in ("level", "n_resamples", "seed")}
     totals = setup.differences.double().numpy()
     treated, placebo = (

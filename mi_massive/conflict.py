@@ -25,8 +25,8 @@ from typing import Any, cast
 from mi_massive._cells import kept
 from mi_massive._checks import require_in_range
 from mi_massive._conflict_answers import ask_conflicts, ask_legacy, require_independent
-from mi_massive.arms import Arm, match_arms, matched_controls
-from mi_massive.attention_effects import EffectsResult, measure_effects
+from mi_massive.arms import Arm, matched_controls, prepare_arms
+from mi_massive.attention_effects import EffectsResult
 from mi_massive.conflict_scores import (
     DECIDING,
     ConflictAnswers,
@@ -38,7 +38,6 @@ from mi_massive.conflict_scores import (
 from mi_massive.interventions import Intervention
 from mi_massive.known_facts import KnownFacts, known_facts
 from mi_massive.models.base import HookedModel
-from mi_massive.prompts import default_passages, tokenize_prompts
 from mi_massive.records import Provenance
 from mi_massive.scores import INTACT, Cell
 from mi_massive.stats import Estimate
@@ -190,8 +189,14 @@ def run_conflict(
     """
     config = config or ConflictConfig()
     require_independent(conflicts.conflicts)
-    if len({arm.name for arm in arms}) < len(arms):
-        raise ValueError("arms must have different names, got one twice; leave it out")
+    arms, effects = prepare_arms(
+        model,
+        arms,
+        n_neutral=config.n_neutral,
+        neutral_length=config.neutral_length,
+        cells=cells,
+    )
+    edits = {arm.name: arm.intervention for arm in arms}
     asked = partial(_answers, model, conflicts, config, cells, on_progress)
     everything = asked(None, INTACT, conflicts.conflicts)
     knows = [s == "memory" for s in said(everything, config.known, closed_book=True)]
@@ -200,26 +205,8 @@ def run_conflict(
         everything,
         answers=tuple(a for a, knows_it in zip(everything.answers, knows, strict=True) if knows_it),
     )
-    neutral = tokenize_prompts(
-        model.tokenizer,
-        default_passages()[: config.n_neutral],
-        max_length=config.neutral_length,
-    )
-    arms = match_arms(model, arms, neutral, cells=cells)
-    edits = {arm.name: arm.intervention for arm in arms}
-    effects = kept(
-        cells,
-        "effects",
-        model,
-        {"arms": edits, "prompts": neutral.digest},
-        partial(measure_effects, model, neutral, edits),
-    )
     by_arm = {name: asked(edit, name, known) for name, edit in edits.items()}
-    legacy = (
-        ask_legacy(model, edits, config.legacy_examples, cells, on_progress)
-        if config.legacy_examples
-        else ()
-    )
+    legacy = ask_legacy(model, edits, config.legacy_examples, cells, on_progress)
     return ConflictResult(
         arms=arms,
         known=known_facts(conflicts, knows),

@@ -10,19 +10,16 @@ everything; read it beside `norm_matched`, `same_band`, `effect_matched` and the
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mi_massive._cells import kept
+from mi_massive._cells import kept_evaluation
 from mi_massive._checks import require_in_range, require_not_empty
-from mi_massive.arms import Arm, match_arms, matched_controls
-from mi_massive.attention_effects import EffectsResult, measure_effects
+from mi_massive.arms import Arm, matched_controls, prepare_arms
+from mi_massive.attention_effects import EffectsResult
 from mi_massive.contrasts import ArmContrast, contrasts
-from mi_massive.evaluation import evaluate
 from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
-from mi_massive.prompts import default_passages, tokenize_prompts
 from mi_massive.records import Provenance
 from mi_massive.scores import INTACT, Cell, EvaluationConfig, Readout, TaskResult, cells_of
 from mi_massive.stats import Estimate
@@ -139,35 +136,21 @@ def run_disruption(
     """
     config = config or DisruptionConfig()
     require_not_empty("tasks", tasks, remedy="load at least one with load_task")
-    if len({arm.name for arm in arms}) < len(arms):
-        raise ValueError("arms must have different names, got one twice; leave it out")
-    neutral = tokenize_prompts(
-        model.tokenizer,
-        default_passages()[: config.n_neutral],
-        max_length=config.neutral_length,
-    )
-    arms = match_arms(model, arms, neutral, cells=cells)
-    edits = {arm.name: arm.intervention for arm in arms}
-    effects = kept(
-        cells,
-        "effects",
+    arms, effects = prepare_arms(
         model,
-        {"arms": edits, "prompts": neutral.digest},
-        partial(measure_effects, model, neutral, edits),
+        arms,
+        n_neutral=config.n_neutral,
+        neutral_length=config.neutral_length,
+        cells=cells,
     )
+    edits = {arm.name: arm.intervention for arm in arms}
 
     def results(intervention: Intervention | None, label: str) -> list[TaskResult]:
         done: list[TaskResult] = []
         for task in tasks:
             asked = replace(config.evaluation, readouts=_readouts(task, config))
             done.append(
-                kept(
-                    cells,
-                    f"{task.name}-{label}",
-                    model,
-                    {"task": task.digest, "edit": intervention, "config": asked},
-                    partial(evaluate, model, task, intervention=intervention, config=asked),
-                )
+                kept_evaluation(cells, label, model, task, intervention=intervention, config=asked)
             )
             if on_progress is not None:
                 on_progress(1)

@@ -14,17 +14,16 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
 
-from mi_massive._cells import kept
+from mi_massive._cells import kept_evaluation
 from mi_massive._checks import require_not_empty
 from mi_massive.arms import Arm
-from mi_massive.evaluation import ask, evaluate
+from mi_massive.evaluation import ask
 from mi_massive.generation import continuation_log_probs
 from mi_massive.interventions import Intervention, disrupt
 from mi_massive.models.base import HookedModel
@@ -108,9 +107,7 @@ def measure_fluency(
     edits: dict[str, Intervention | None] = {INTACT: None, **{a.name: a.intervention for a in arms}}
     for name, edit in edits.items():
         for task in tasks:
-            arguments = {"task": task.digest, "edit": edit, "config": config}
-            answer = partial(evaluate, model, task, intervention=edit, config=config)
-            last = kept(cells, f"{task.name}-{name}", model, arguments, answer)
+            last = kept_evaluation(cells, name, model, task, intervention=edit, config=config)
             rows.append(_fluency(model, task, last, name, edit))
             if on_progress is not None:
                 on_progress(1)

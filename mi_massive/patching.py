@@ -167,7 +167,7 @@ def _effects(
     """What each cell moves towards the other run, in logits; draws of one cell averaged."""
     shape = (len(patched), setup.n_units, len(setup.groups), len(setup.pairs))
     values: Tensor = torch.stack(list(patched)).reshape(shape)
-    moved = values - setup.corrupted if setup.direction == "denoising" else setup.clean - values
+    moved = setup.moved(values)
     if not setup.units.arms:
         return moved
     sizes = [len(selections) for _, selections in setup.units.arms]

@@ -200,7 +200,7 @@ def test_finished_cells_are_taken_from_the_folder_and_damaged_ones_made_again(
         asked.append(task.name)
         return evaluate(model, task, **options)
 
-    monkeypatch.setattr("mi_massive.disruption.evaluate", counted)
+    monkeypatch.setattr("mi_massive._cells.evaluate", counted)
     again = run_disruption(model, tasks, arms, config=QUICK, cells=tmp_path)
     assert asked == []
     assert repr(again.cells) == repr(first.cells)
