@@ -55,6 +55,12 @@ RULES: Final[dict[str, Rule]] = {
         quantity="max/mean norm of a head divided by that in the control, geometric mean",
         minimum=1.5,
     ),
+    "C3b": Rule(
+        statement="Of twins that differ in their position encoding alone, only those with RoPE "
+        "concentrate their queries and keys.",
+        quantity="max/mean norm of a head divided by that of a twin without RoPE, at equal loss",
+        minimum=1.5,
+    ),
     "C4a": Rule(
         statement="Disrupting the massive values costs contextual tasks more than parametric ones.",
         quantity="share of the above-chance score lost, contextual minus parametric tasks",
@@ -108,10 +114,21 @@ RULES: Final[dict[str, Rule]] = {
         quantity="share of heads with massive dimensions that have exactly two mirror clusters",
         minimum=0.5,  # most heads
     ),
+    "C8e": Rule(
+        statement="In twins the largest dimensions make no full turn within the context, whatever "
+        "the base of the frequencies.",
+        quantity="share of heads whose largest dimension has a wavelength beyond the context",
+        minimum=0.75,
+    ),
     "C9": Rule(
         statement="From the first layer on, queries and keys hold more massive values than values.",
         quantity="massive dimensions per head of the first layer: the smaller of q and k, minus v",
         minimum=0.1,  # one more in ten heads
+    ),
+    "C9b": Rule(
+        statement="Twins with RoPE concentrate their queries and keys in the first layer already.",
+        quantity="max/mean norm of a head of layer 0 divided by that of a twin without RoPE",
+        minimum=1.5,
     ),
 }
 """The claims this module judges. C7 is not judged yet."""

@@ -4,8 +4,8 @@ One function a claim says which estimate decides it and puts the numbers into wo
 all (`mi_massive._verdicts.decide`) gives the verdict. A claim that a result cannot decide is
 inconclusive, never supported by default.
 
-Does not show: causes. C8 is the observational part of "RoPE causes it", and C3 compares two models
-that differ in more than their position encoding.
+Only twins show causes (C3b, C8e, C9b): the rest of C8 is the observational part of "RoPE causes
+it", and C3 compares two models that differ in more than their position encoding.
 
 Source of the claims: Jin et al. 2025, arXiv:2502.01563.
 """
@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from mi_massive._concentration_tests import contrast
 from mi_massive._conflict_claims import edit_findings
+from mi_massive._twin_claims import twin_findings
 from mi_massive._verdicts import (
     NONE_SHARE,
     RULES,
@@ -38,6 +39,7 @@ from mi_massive.disruption import DisruptionResult
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
 from mi_massive.symmetry import SymmetryResult
+from mi_massive.twin_results import TwinsResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +81,7 @@ def scoreboard(
     control: ConcentrationResult | None = None,
     disruption: DisruptionResult | None = None,
     conflict: ConflictResult | None = None,
+    twins: TwinsResult | None = None,
 ) -> ScoreboardResult:
     """Judge the claims C1 to C6, C8 and C9 on one model.
 
@@ -93,6 +96,7 @@ def scoreboard(
         control: Of a model without rotary position embeddings, on the same prompts.
         disruption: Of the same model; without it C4 and C5 have no row.
         conflict: Of the same model; without it C6 has no row.
+        twins: Small models of their own; without them C3b, C8e and C9b have no row.
 
     Returns:
         One row a claim, some in parts.
@@ -107,17 +111,19 @@ def scoreboard(
             require_same_capture(name, result.provenance, concentration.provenance)
     if control is not None:
         require_control(control, concentration)
+    edited = edit_findings(concentration, disruption, conflict)
     claims = (
+        *(_claim(*found) for found in (*edited, *twin_findings(twins))),
         _concentrated(concentration),
         _heads_close(concentration),
         _absent_without_rope(concentration, control),
-        *(_claim(*found) for found in edit_findings(concentration, disruption, conflict)),
         _low_frequency(concentration, bands),
         _symmetric_over_heads(concentration, symmetry),
         _partial_cycle(concentration, bands),
         _symmetric_in_heads(concentration, symmetry),
         _from_first_layer(concentration),
     )
+    claims = tuple(sorted(claims, key=lambda claim: list(RULES).index(claim.id)))
     return ScoreboardResult(claims=claims, provenance=concentration.provenance)
 
 

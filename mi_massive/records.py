@@ -96,7 +96,7 @@ def save_result(result: object, path: str | Path) -> Path:
     if tensors:
         write_atomically(
             path.with_suffix(".safetensors"),
-            lambda file: _save_tensors(tensors, file),
+            lambda file: save_tensors(tensors, file),
         )
     text = json.dumps(document, indent=1) + "\n"
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
@@ -122,7 +122,7 @@ def load_result(path: str | Path) -> Any:
         raise ValueError(f"{path} must hold a result written by save_result, got other JSON")
     tensors: Mapping[str, Tensor] = {}
     if _names_tensors(document):
-        tensors = _load_tensors(path.with_suffix(".safetensors"))
+        tensors = load_tensors(path.with_suffix(".safetensors"))
     try:
         return _decode(document, tensors)
     except KeyError as missing:
@@ -214,8 +214,8 @@ def _names_tensors(value: Any) -> bool:
     )
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors; a full disk is an OSError, where safetensors keeps only its text."""
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; a full disk is an OSError, whose text alone safetensors keeps."""
     try:
         safetensors.torch.save_file(tensors, path)
     except safetensors.SafetensorError as error:
@@ -223,7 +223,13 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(errno.ENOSPC if full in str(error) else errno.EIO, str(error)) from error
 
 
-def _load_tensors(path: Path) -> Mapping[str, Tensor]:
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} must lie beside its JSON file, got none; copy both files")
     try:

@@ -17,6 +17,7 @@ from mi_massive.patterns import PatternsResult
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
 from mi_massive.report.results import ReportResults
 from mi_massive.symmetry import SymmetryConfig, symmetry
+from mi_massive.twin_results import TwinsResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,7 @@ def run_study(
     disruption: DisruptionResult | None = None,
     conflict: ConflictResult | None = None,
     patching: Sequence[PatchingResult] = (),
+    twins: Sequence[TwinsResult] = (),
     config: StudyConfig | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> ReportResults:
@@ -57,6 +59,7 @@ def run_study(
         disruption: Of the same model, from `run_battery` or `run_disruption`, for C4 and C5.
         conflict: Of the same model, from `run_conflict`, for C6.
         patching: Of the same model, from `patch`, for the report's section.
+        twins: From `train_twins`; the first judges C3b, C8e and C9b, all have a section.
         config: Defaults throughout if left out.
         on_progress: Called with the number of prompts finished since the last call, of the model
             and then the control.
@@ -96,6 +99,7 @@ def run_study(
             control=controlled,
             disruption=disruption,
             conflict=conflict,
+            twins=next(iter(twins), None),
         ),
         concentration=concentrated,
         bands=banded,
@@ -105,6 +109,7 @@ def run_study(
         disruption=disruption,
         conflict=conflict,
         patching=tuple(patching),
+        twins=tuple(twins),
         notes=notes,
     )
 

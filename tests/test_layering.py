@@ -17,7 +17,7 @@ import pytest
 
 LAYERS: dict[int, tuple[str, ...]] = {
     # Words, checks, numbers, records: know no model and no rotary embedding.
-    0: ("axes", "_checks", "stats", "proportions", "records", "published"),
+    0: ("axes", "_checks", "stats", "small_samples", "proportions", "records", "published"),
     # Pure: tensors or texts in, tensors or results out.
     1: (
         *("rope", "norms", "concentration", "bands", "symmetry"),
@@ -29,6 +29,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("_reductions", "patterns"),
         # What an intervention chooses and writes; what a text repeats.
         *("_selections", "_replacements", "text_measures"),
+        # What twins differ in and are trained on.
+        *("twin_arms", "_twin_corpora"),
         # What a patch replaces, tests and gives.
         *("patch_results", "_patch_units", "_patch_statistics"),
     ),
@@ -45,8 +47,10 @@ LAYERS: dict[int, tuple[str, ...]] = {
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
         *("conflict", "patching", "_patch_setup", "attribution", "patched_patterns"),
-        *("patch_speed", "twins", "quantization", "sweep", "speed", "generation_speed"),
+        *("twins", "twin_runs", "twin_results", "_twin_training"),
+        *("patch_speed", "quantization", "sweep", "speed", "generation_speed"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
+        "_twin_claims",
     ),
     # Read results; never run a model.
     5: ("viz", "report"),

@@ -122,6 +122,8 @@ def _provenance(results: ReportResults) -> list[tables.Table]:
     if results.patching:
         source = results.patching[0].provenance
         shown.append(tables.provenance_table("The patched pairs", source))
+    for twins in results.twins:
+        shown.append(tables.provenance_table("The twins", twins.provenance))
     return [*shown, tables.config_table(results.configs)]
 
 

@@ -16,6 +16,7 @@ from mi_massive.patch_results import (
 from mi_massive.patterns import PatternsResult
 from mi_massive.records import Provenance
 from mi_massive.symmetry import SymmetryResult
+from mi_massive.twin_results import TwinsResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -33,7 +34,7 @@ class ReportResults:
     notes: tuple[str, ...]
     """Sentences for the reader, such as why a part was left out. A note that opens with a section's
     word and a colon ("bands: ...", also concentration, control, symmetry, patterns, disruption,
-    conflict, patching) stands in that section, any other at the top of the page."""
+    conflict, patching, twins) stands in that section, any other at the top of the page."""
     disruption: DisruptionResult | None = None
     """The experiment with tasks; a report without it has no such section."""
     conflict: ConflictResult | None = None
@@ -44,6 +45,8 @@ class ReportResults:
     """Gradient estimates of single pairs, shown in the same section."""
     patched_patterns: PatchedPatternsResult | None = None
     """Attention of the heads that matter, shown in the same section."""
+    twins: tuple[TwinsResult, ...] = ()
+    """Small models trained for the purpose, one set a corpus; none have no section."""
 
     def __post_init__(self) -> None:
         own = (

@@ -12,6 +12,7 @@ from mi_massive.report.patching import patching_section
 from mi_massive.report.pictures import Picture, picture
 from mi_massive.report.results import ReportResults
 from mi_massive.report.section import Section
+from mi_massive.report.twins import twins_section
 from mi_massive.symmetry import SymmetryResult
 from mi_massive.viz.curve import plot_curve
 from mi_massive.viz.halves import plot_halves
@@ -53,6 +54,7 @@ def sections(results: ReportResults) -> list[Section]:
         )
     elif _notes("patching", results):
         made.append(_absent("patching"))
+    made += [twins_section(twins, title=_TITLES["twins"]) for twins in results.twins]
     return [replace(section, notes=_notes(section.word, results)) for section in made]
 
 
@@ -70,6 +72,7 @@ _TITLES = {
     "disruption": "What does the model lose with its massive values?",
     "conflict": "When prompt and memory disagree, which does the model follow?",
     "patching": "Which parts carry the answer?",
+    "twins": "Does RoPE cause it? Twins that differ in nothing else",
 }
 
 

@@ -15,13 +15,16 @@ from mi_massive.viz.patterns import view_patched_patterns, view_patterns
 from mi_massive.viz.save import find_browser, save_figure
 from mi_massive.viz.sink import plot_sink
 from mi_massive.viz.task_scores import plot_task_scores
+from mi_massive.viz.twins import plot_abilities, plot_emergence
 from mi_massive.viz.wavelengths import plot_wavelengths
 
 __all__ = [
     "find_browser",
+    "plot_abilities",
     "plot_conflict",
     "plot_curve",
     "plot_dose",
+    "plot_emergence",
     "plot_halves",
     "plot_heads",
     "plot_layers",

@@ -1,0 +1,92 @@
+"""C3b, C8e and C9b: which estimates of trained twins decide them, and what they say in words."""
+
+import numpy as np
+from jaxtyping import Float
+
+from mi_massive._disruption_claims import Finding
+from mi_massive.axes import Projection
+from mi_massive.small_samples import student_estimate
+from mi_massive.stats import Estimate
+from mi_massive.twin_arms import TWIN_ARMS
+from mi_massive.twin_results import TwinsResult
+
+_ROTATED: tuple[Projection, ...] = ("q", "k")
+
+
+def twin_findings(result: TwinsResult | None) -> list[Finding]:
+    """What twins say about cause, frequencies and first layer; none say nothing."""
+    if result is None:
+        return []
+    arms = result.config.arms
+    rotating = [arm for arm in arms if TWIN_ARMS[arm].rotates]
+    others = [arm for arm in arms if not TWIN_ARMS[arm].rotates]
+    if not rotating or not others:
+        missing = "Twins were trained, but not both with and without RoPE."
+        return [(claim, [], missing) for claim in ("C3b", "C8e", "C9b")]
+    arm = "rope" if "rope" in rotating else rotating[0]
+    whole = {o: [result.contrast(p, arm=arm, against=o) for p in _ROTATED] for o in others}
+    first = {o: [result.contrast(p, arm=arm, against=o, layer=0) for p in _ROTATED] for o in others}
+    full = [a for a in rotating if TWIN_ARMS[a].encoding == "rope"] or [arm]
+    slow = {a: [result.slow_share(a, p) for p in _ROTATED] for a in full}
+    return [
+        ("C3b", _flat(whole), f"{_said(result, arm, whole)} {_in_values(result, arm)}"),
+        ("C8e", _flat(slow), _frequencies(result, slow)),
+        (
+            "C9b",
+            _flat(first),
+            f"{_said(result, arm, first, where='layer 0')} {_order(result, arm)}",
+        ),
+    ]
+
+
+def _flat(by_arm: dict[str, list[Estimate]]) -> list[Estimate]:
+    return [estimate for estimates in by_arm.values() for estimate in estimates]
+
+
+def _said(
+    result: TwinsResult, arm: str, contrasts: dict[str, list[Estimate]], where: str = "all layers"
+) -> str:
+    shape = result.config.shape
+    parts = "; ".join(
+        f"{TWIN_ARMS[other].statement} {q.effect:.2f} (q) and {k.effect:.2f} (k)"
+        for other, (q, k) in contrasts.items()
+    )
+    return (
+        f"Twins of {shape.n_layers} layers trained on {result.provenance.settings['corpus']}, "
+        f"{result.config.n_seeds} seeds: max/mean of {TWIN_ARMS[arm].statement} over that of other "
+        f"encodings at equal loss, {where}: {parts}."
+    )
+
+
+def _in_values(result: TwinsResult, arm: str) -> str:
+    q, k = (result.excess(projection, arm=arm) for projection in _ROTATED)
+    return f"Over its own values: {q.effect:.2f} (q) and {k.effect:.2f} (k)."
+
+
+def _frequencies(result: TwinsResult, slow: dict[str, list[Estimate]]) -> str:
+    parts = "; ".join(
+        f"{TWIN_ARMS[arm].statement}: {q.effect:.0%} (q) and {k.effect:.0%} (k), by chance "
+        f"{q.null:.0%}, median wavelength {result.top_wavelength(arm, 'q').effect:.0f} and "
+        f"{result.top_wavelength(arm, 'k').effect:.0f} tokens"
+        for arm, (q, k) in slow.items()
+    )
+    return (
+        f"Heads whose largest dimension makes no full turn within the context of "
+        f"{result.config.shape.context} tokens: {parts}."
+    )
+
+
+def _order(result: TwinsResult, arm: str) -> str:
+    concentrated = student_estimate(_logs(result.halfway(arm, "k")), n_of="seeds", geometric=True)
+    sink = student_estimate(_logs(result.halfway(arm, "sink")), n_of="seeds", geometric=True)
+    if sink.n == 0 or concentrated.n == 0:
+        return "One of concentration of k and attention sink did not rise in training."
+    return (
+        f"k has made half of its way at step {concentrated.effect:.0f}, the attention on the "
+        f"first token at step {sink.effect:.0f} of {result.config.n_steps} (it ends at "
+        f"{result.sink(arm).effect:.2f})."
+    )
+
+
+def _logs(values: list[float]) -> Float[np.ndarray, "unit"]:
+    return np.log(np.array(values))

@@ -1,0 +1,152 @@
+"""The section on twins: models that differ in their position encoding alone, as they train."""
+
+from mi_massive.report import text
+from mi_massive.report.pictures import picture
+from mi_massive.report.section import Section
+from mi_massive.report.tables import Table
+from mi_massive.stats import Estimate
+from mi_massive.twin_arms import TWIN_ARMS
+from mi_massive.twin_results import TwinsResult
+from mi_massive.viz.twins import plot_abilities, plot_emergence
+
+
+def twins_section(result: TwinsResult, *, title: str) -> Section:
+    """The section; the table of abilities is there for twins trained on the mixture alone."""
+    shape, config = result.config.shape, result.config
+    pictures = [
+        picture(
+            "emergence",
+            "Massive values as they appear",
+            "One thick line an encoding, the mean over seeds; thin lines are single seeds. Step 0, "
+            "the random weights, stands at the left. An encoding that causes the concentration "
+            "parts from the others in queries and keys, and not in values.",
+            plot_emergence(result),
+        )
+    ]
+    tables = [arms_table(result), contrast_table(result)]
+    if any(run.edits for run in result.runs):
+        tables.append(abilities_table(result))
+        pictures.append(
+            picture(
+                "abilities",
+                "What disruptions cost a trained twin",
+                "Recall asks what the prompt says, facts what training stored, in one format; 1 is "
+                "every answer right, the dotted line chance. Bars are intervals over seeds.",
+                plot_abilities(result),
+            )
+        )
+    stopped = "".join(f" {run}: {why}." for run, why in result.failures.items())
+    return Section(
+        word="twins",
+        title=title,
+        question=(
+            f"Small models of {shape.n_layers} layers and {shape.n_heads} heads of {shape.d_head} "
+            f"dimensions, the same weights at the start and the same {config.n_steps:,} batches of "
+            f"{config.batch_size} windows of {shape.context} tokens "
+            f"({result.provenance.settings['corpus']}), {config.n_seeds} seeds. They differ in "
+            f"their position encoding alone, so what differs in the end is caused by it.{stopped}"
+        ),
+        pictures=tuple(pictures),
+        tables=tuple(tables),
+        limits=(
+            "That large models come to their massive values in the same way: these are small.",
+            "That the concentration is needed: twins without it reach about the same loss.",
+            "More than a few seeds can: the intervals assume that seeds vary normally.",
+        ),
+    )
+
+
+def arms_table(result: TwinsResult) -> Table:
+    """Each encoding at the end of its training."""
+    return Table(
+        caption=(
+            "Trained twins (mean and 95 % interval over seeds; max/mean is a geometric mean over "
+            "heads and layers)"
+        ),
+        head=(
+            *("encoding", "held-out loss", "q over v", "k over v", "first token's attention"),
+            *("half way: q", "half way: sink", "no full turn: q", "no full turn: k", "by chance"),
+            *("halves alike: q", "halves alike: k"),
+        ),
+        rows=tuple(_arm_row(result, arm) for arm in result.config.arms),
+    )
+
+
+def _arm_row(result: TwinsResult, arm: str) -> tuple[str, ...]:
+    slow = [result.slow_share(arm, projection) for projection in ("q", "k")]
+    return (
+        TWIN_ARMS[arm].statement,
+        _shown(result.final_loss(arm)),
+        _shown(result.excess("q", arm=arm)),
+        _shown(result.excess("k", arm=arm)),
+        _shown(result.sink(arm)),
+        _steps(result.halfway(arm, "q")),
+        _steps(result.halfway(arm, "sink")),
+        *(_shown(share) for share in slow),
+        text.null(slow[0]),
+        *(_shown(result.halves(arm, projection)) for projection in ("q", "k")),
+    )
+
+
+def contrast_table(result: TwinsResult) -> Table:
+    """Every encoding with rotation over every one without, at equal loss."""
+    arms = result.config.arms
+    pairs = [
+        (arm, other)
+        for arm in arms
+        if TWIN_ARMS[arm].rotates
+        for other in arms
+        if not TWIN_ARMS[other].rotates
+    ]
+    return Table(
+        caption="max/mean of one encoding over that of another, at the lowest loss that both reach",
+        head=("encoding", "against", "q", "p", "k", "p", "v", "p", "q, layer 0", "k, layer 0"),
+        rows=tuple(
+            (
+                TWIN_ARMS[arm].statement,
+                TWIN_ARMS[other].statement,
+                *(
+                    shown
+                    for projection in ("q", "k", "v")
+                    for estimate in [result.contrast(projection, arm=arm, against=other)]
+                    for shown in (_shown(estimate), text.p_value(estimate.p_value))
+                ),
+                *(
+                    _shown(result.contrast(projection, arm=arm, against=other, layer=0))
+                    for projection in ("q", "k")
+                ),
+            )
+            for arm, other in pairs
+        ),
+    )
+
+
+def abilities_table(result: TwinsResult) -> Table:
+    """Recall and facts of each encoding under each disruption."""
+    edits = next(run.edits for run in result.runs if run.edits)
+    return Table(
+        caption="Share of right answers, and mean log-probability of the right one in nats",
+        head=("encoding", "disruption", "recall", "facts", "recall, nats", "facts, nats"),
+        rows=tuple(
+            (
+                TWIN_ARMS[arm].statement,
+                edit,
+                *(
+                    _shown(result.ability(arm, edit, ability, measure))
+                    for measure in (0, 1)
+                    for ability in ("recall", "facts")
+                ),
+            )
+            for arm in result.config.arms
+            for edit in edits
+        ),
+        folded=True,
+    )
+
+
+def _shown(value: Estimate) -> str:
+    return f"{text.number(value.effect)} {text.interval(value)}"
+
+
+def _steps(values: list[float]) -> str:
+    return ", ".join(text.number(round(v)) if v == v else text.UNDEFINED for v in values)

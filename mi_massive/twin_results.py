@@ -1,0 +1,186 @@
+"""What a set of twins gives: all runs side by side, and what they show.
+
+Everything is a function of norms, losses and attention at the measured steps. Concentration is
+read without a threshold: the largest norm of a head over its mean norm (max/mean), as a geometric
+mean over heads and layers. Does not show: that what holds in a small model holds in a large one.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from mi_massive._twin_corpora import ABILITIES
+from mi_massive.axes import Projection
+from mi_massive.records import Provenance
+from mi_massive.small_samples import student_estimate
+from mi_massive.stats import Estimate
+from mi_massive.twin_arms import TWIN_ARMS
+from mi_massive.twin_runs import (
+    TwinRun,
+    TwinsConfig,
+    at_loss,
+    concentration_of,
+    curve_of,
+    halfway,
+    lowest_loss,
+    norms_of,
+    partner_correlation,
+)
+
+CHANCE: Final = 1 / 26
+"""Of a question of the mixture: one letter of 26."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TwinsResult:
+    """Twins that differ in their position encoding alone, over the steps of their training."""
+
+    runs: tuple[TwinRun, ...]
+    """Arms in the order of the config, the seeds of each together."""
+    steps: tuple[int, ...]
+    config: TwinsConfig
+    corpus_digest: str
+    provenance: Provenance
+
+    def of(self, arm: str) -> tuple[TwinRun, ...]:
+        """The runs of an arm, by seed.
+
+        Raises:
+            ValueError: If there is no such arm.
+        """
+        if arm not in self.config.arms:
+            raise ValueError(f"arm must be one of {', '.join(self.config.arms)}, got {arm!r}")
+        return tuple(run for run in self.runs if run.arm == arm)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why runs stopped early, by arm and seed."""
+        return {f"{run.arm}, seed {run.seed}": run.failure for run in self.runs if run.failure}
+
+    def final_loss(self, arm: str) -> Estimate:
+        """Held-out cross-entropy of the trained twin, in nats per token that is scored."""
+        return self._over_seeds(arm, lambda run: float(run.loss[-1]))
+
+    def sink(self, arm: str) -> Estimate:
+        """Attention on the first token of the trained twin, mean over layers, heads and queries."""
+        return self._over_seeds(arm, lambda run: float(run.sink[-1].mean()))
+
+    def contrast(
+        self,
+        projection: Projection,
+        *,
+        arm: str = "rope",
+        against: str = "none",
+        layer: int | None = None,
+    ) -> Estimate:
+        """Concentration of an arm over that of another at equal loss, as a ratio.
+
+        For each seed both curves are read at the lowest loss that both reach, linearly between the
+        measured steps on a log axis of max/mean.
+
+        Args:
+            projection: Whose norms.
+            arm: The numerator.
+            against: The denominator.
+            layer: One layer; the geometric mean over layers without it.
+        """
+        ratios: list[float] = []
+        for run, other in zip(self.of(arm), self.of(against), strict=True):
+            level = max(lowest_loss(run), lowest_loss(other))
+            logs = [at_loss(r, np.log(concentration_of(r, projection, layer)), level)
+                    for r in (run, other)]  # fmt: skip
+            ratios.append(logs[0] - logs[1])
+        return student_estimate(np.array(ratios), n_of="seeds", geometric=True)
+
+    def excess(
+        self, projection: Projection, *, arm: str = "rope", layer: int | None = None
+    ) -> Estimate:
+        """Concentration of q or k over that of v in the same trained twin, as a ratio."""
+        logs = [
+            math.log(float(concentration_of(run, projection, layer)[-1]))
+            - math.log(float(concentration_of(run, "v", layer)[-1]))
+            for run in self.of(arm)
+        ]
+        return student_estimate(np.array(logs), n_of="seeds", geometric=True)
+
+    def halfway(self, arm: str, what: Projection | str) -> list[float]:
+        """Step at which each seed's curve has made half of its way; NaN where it went nowhere.
+
+        Args:
+            arm: Name of the arm.
+            what: `q`, `k` or `v` for log max/mean, or `sink`.
+        """
+        return [halfway(self.steps, curve_of(run, what)) for run in self.of(arm)]
+
+    def order(self, arm: str = "rope", projection: Projection = "k") -> Estimate:
+        """How much later the sink is half there than the concentration, as a ratio of steps.
+
+        Above 1: concentration comes first.
+        """
+        pairs = zip(self.halfway(arm, "sink"), self.halfway(arm, projection), strict=True)
+        return student_estimate(
+            np.array([math.log(sink / massive) for sink, massive in pairs]),
+            n_of="seeds",
+            geometric=True,
+        )
+
+    def slow_share(self, arm: str, projection: Projection) -> Estimate:
+        """Share of heads whose largest dimension makes no full turn within the context.
+
+        The null is the share of dimensions that make none; NaN for an arm without rotation.
+        """
+        turning = [run.wavelengths > self.config.shape.context for run in self.of(arm)]
+        rotates = TWIN_ARMS[arm].rotates
+        shares = [
+            float(slow[norms_of(run, projection)[-1].argmax(dim=-1)].float().mean())
+            if rotates and run.failure is None
+            else math.nan
+            for run, slow in zip(self.of(arm), turning, strict=True)
+        ]
+        null = float(turning[0].float().mean()) if rotates else math.nan
+        return student_estimate(np.array(shares), n_of="seeds", null=null)
+
+    def top_wavelength(self, arm: str, projection: Projection) -> Estimate:
+        """Wavelength of the heads' largest dimensions in tokens: their median, by seed.
+
+        NaN for an arm without rotation; infinite where the largest dimensions stand still.
+        """
+        medians = [
+            float(run.wavelengths[norms_of(run, projection)[-1].argmax(dim=-1)].median())
+            if TWIN_ARMS[arm].rotates and run.failure is None
+            else math.nan
+            for run in self.of(arm)
+        ]
+        return student_estimate(np.log(medians), n_of="seeds", geometric=True)
+
+    def halves(self, arm: str, projection: Projection) -> Estimate:
+        """Rank correlation of the norms with those of their rotary partners, mean over layers.
+
+        Over the mean profile of a layer's heads, each head divided by its mean. Of an arm that does
+        not rotate the two halves of the head are compared: the null.
+        """
+        values = [partner_correlation(run, projection) for run in self.of(arm)]
+        return student_estimate(np.array(values), n_of="seeds", null=0.0)
+
+    def _over_seeds(self, arm: str, value: Callable[[TwinRun], float]) -> Estimate:
+        return student_estimate(np.array([value(run) for run in self.of(arm)]), n_of="seeds")
+
+    def ability(self, arm: str, edit: str, ability: str, measure: int = 0) -> Estimate:
+        """A trained twin's score under a disruption; NaN for a corpus of text.
+
+        Args:
+            arm: Name of the arm.
+            edit: Name of the disruption, or `intact`.
+            ability: `recall` or `facts`.
+            measure: 0 for the share of right answers, 1 for the mean log-probability in nats.
+        """
+        column = ABILITIES.index(ability)
+        values = [
+            float(run.edited[run.edits.index(edit), column, measure]) if edit in run.edits
+            else math.nan
+            for run in self.of(arm)
+        ]  # fmt: skip
+        return student_estimate(np.array(values), n_of="seeds")

@@ -1,0 +1,157 @@
+"""One twin's training as numbers: its recipe, what was measured on the way, and curves of it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mi_massive._checks import require_in_range, require_positive
+from mi_massive._head_statistics import max_over_mean
+from mi_massive.axes import Projection
+from mi_massive.twin_arms import TWIN_ARMS, TwinShape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwinsConfig:
+    """A set of twins and the recipe of their training."""
+
+    arms: tuple[str, ...] = ("rope", "partial_25", "learned", "none")
+    """Names of `TWIN_ARMS`."""
+    n_seeds: int = 3
+    """Seeds 0, 1, ...: weights at the start and order of the windows."""
+    corpus: str = "stdlib"
+    """`stdlib`, `mixture`, or the path of a UTF-8 text file."""
+    shape: TwinShape = field(default_factory=TwinShape)
+    n_steps: int = 1200
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    """Peak of a warm-up of 50 steps and a cosine to a tenth."""
+    weight_decay: float = 0.1
+    n_measured: int = 10
+    """Steps that are measured, spread evenly on a log axis, beside step 0."""
+    n_windows: int = 16
+    """Held-out windows that each measurement reads."""
+
+    def __post_init__(self) -> None:
+        unknown = [arm for arm in self.arms if arm not in TWIN_ARMS]
+        if unknown or not self.arms:
+            raise ValueError(
+                f"arms must be of {', '.join(TWIN_ARMS)}, got {', '.join(unknown) or 'none'}"
+            )
+        if len(set(self.arms)) != len(self.arms):
+            raise ValueError(f"arms must differ, got {', '.join(self.arms)}; name each once")
+        require_in_range("n_seeds", self.n_seeds, low=1, high=1000, unit="seeds")
+        require_in_range("n_steps", self.n_steps, low=1, high=10**8, unit="steps")
+        require_in_range("batch_size", self.batch_size, low=1, high=1 << 20, unit="windows")
+        require_in_range("n_measured", self.n_measured, low=1, high=1000, unit="steps")
+        require_in_range("n_windows", self.n_windows, low=2, high=1 << 16, unit="windows")
+        require_positive("learning_rate", self.learning_rate)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Measured steps: 0 (the null), then log-spaced to the last."""
+        spread = np.geomspace(min(20, self.n_steps), self.n_steps, self.n_measured)
+        return (0, *sorted({round(float(step)) for step in spread}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TwinRun:
+    """One twin's training, measured; NaN at steps that a diverged run did not reach."""
+
+    arm: str
+    seed: int
+    loss: Float[Tensor, "step"] = field(repr=False)
+    """Cross-entropy of the held-out windows, in nats per token that is scored."""
+    q: Float[Tensor, "step layer head d_head"] = field(repr=False)
+    """Norms over the positions of the held-out windows, activation units."""
+    k: Float[Tensor, "step layer head d_head"] = field(repr=False)
+    v: Float[Tensor, "step layer head d_head"] = field(repr=False)
+    sink: Float[Tensor, "step layer"] = field(repr=False)
+    """Attention on the first token, mean over heads and later queries; 0..1."""
+    abilities: Float[Tensor, "step ability"] = field(repr=False)
+    """Share of right answers to recall and fact questions; NaN for a corpus of text."""
+    wavelengths: Float[Tensor, "d_head"] = field(repr=False)
+    """Tokens of a full turn of each dimension; infinite where it stands still."""
+    partners: Int[Tensor, "d_head"] = field(repr=False)
+    """Rotary partner of each dimension, -1 where a dimension has none; that of `half_split` in arms
+    without rotation."""
+    edits: tuple[str, ...]
+    """Disruptions of the trained twin, `intact` first; none for a corpus of text."""
+    edited: Float[Tensor, "edit ability measure"] = field(repr=False)
+    """Under each: share of right answers, and mean log-probability of the right one in nats."""
+    failure: str | None
+    """Why the run stopped early; None if it did not."""
+
+
+def concentration_of(
+    run: TwinRun, projection: Projection, layer: int | None = None
+) -> Float[np.ndarray, "step"]:
+    """max/mean of the norms at each step, geometric mean over heads and layers (or one layer)."""
+    logs = max_over_mean(norms_of(run, projection).flatten(0, 1)).log()
+    logs = logs.reshape(norms_of(run, projection).shape[:3])
+    chosen = logs if layer is None else logs[:, layer : layer + 1]
+    return chosen.mean(dim=(1, 2)).exp().numpy()
+
+
+def norms_of(run: TwinRun, projection: Projection) -> Float[Tensor, "step layer head d_head"]:
+    """Norms of one projection."""
+    return {"q": run.q, "k": run.k, "v": run.v}[projection]
+
+
+def curve_of(run: TwinRun, what: str) -> Float[np.ndarray, "step"]:
+    """Log max/mean of `q`, `k` or `v`, or the attention on the first token for `sink`."""
+    if what == "sink":
+        return run.sink.mean(dim=1).numpy()
+    projections: dict[str, Projection] = {"q": "q", "k": "k", "v": "v"}
+    if what not in projections:
+        raise ValueError(f"what must be q, k, v or sink, got {what!r}")
+    return np.log(concentration_of(run, projections[what]))
+
+
+def lowest_loss(run: TwinRun) -> float:
+    """The lowest held-out loss that the run reached."""
+    return float(np.nanmin(run.loss.numpy()))
+
+
+def at_loss(run: TwinRun, curve: Float[np.ndarray, "step"], level: float) -> float:
+    """The curve where the loss first falls to `level`, between measured steps by the loss."""
+    loss = np.minimum.accumulate(run.loss.numpy()[np.isfinite(run.loss.numpy())])
+    if level > loss[0]:
+        return math.nan
+    return float(np.interp(-level, -loss, curve[: len(loss)]))
+
+
+def halfway(steps: tuple[int, ...], curve: Float[np.ndarray, "step"]) -> float:
+    """Step, between measured ones on a log axis, at which half of the rise is first made."""
+    if not np.isfinite(curve).all() or curve[-1] - curve[0] <= 0:
+        return math.nan
+    middle = (curve[0] + curve[-1]) / 2
+    after = int(np.argmax(curve >= middle))
+    part = (middle - curve[after - 1]) / (curve[after] - curve[after - 1])
+    low, high = math.log(max(steps[after - 1], 1)), math.log(steps[after])
+    return math.exp(low + float(part) * (high - low))
+
+
+def partner_correlation(run: TwinRun, projection: Projection) -> float:
+    """Rank correlation of the trained halves of a head, mean over layers; see `halves`."""
+    from scipy import stats
+
+    norms = norms_of(run, projection)[-1]
+    if not bool(norms.isfinite().all()):
+        return math.nan
+    profile = (norms / norms.mean(dim=-1, keepdim=True)).mean(dim=1)
+    dims = torch.arange(len(run.partners))
+    first = dims[run.partners > dims]
+    correlate = cast(Any, stats.spearmanr)
+    return float(
+        np.mean(
+            [
+                correlate(layer[first].numpy(), layer[run.partners[first]].numpy()).statistic
+                for layer in profile
+            ]
+        )
+    )

@@ -1,0 +1,236 @@
+"""Train small models that differ in their position encoding alone, and watch massive values appear.
+
+Answers whether rotary position embeddings cause the concentration of queries and keys (C3), where
+in the frequencies it lies (C8), and when in training and in which layer it appears (C9), with the
+attention sink on the same axis. On the mixture of recall and memorized facts it also answers what
+disrupting massive dimensions costs a model whose contextual and parametric abilities are known.
+Costs minutes a twin on one core. Does not show that large models come to it in the same way.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+
+from mi_massive._checks import require_in_range
+from mi_massive._twin_corpora import Corpus, load_corpus
+from mi_massive._twin_training import CHECKPOINT, TwinProgress, train_twin
+from mi_massive.models.base import HookedModel
+from mi_massive.models.twins import build_twin, hold_twin
+from mi_massive.records import (
+    Provenance,
+    command_line,
+    load_result,
+    load_tensors,
+    package_versions,
+    save_result,
+)
+from mi_massive.twin_arms import TWIN_ARMS
+from mi_massive.twin_results import TwinsResult
+from mi_massive.twin_runs import TwinRun, TwinsConfig
+
+__all__ = ["TwinProgress", "TwinsConfig", "TwinsResult", "load_twin", "train_twins"]
+
+
+def train_twins(
+    config: TwinsConfig | None = None,
+    *,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    n_workers: int | None = None,
+    on_progress: Callable[[TwinProgress], None] | None = None,
+) -> TwinsResult:
+    """Train every arm with every seed, on the same windows from the same weights.
+
+    Args:
+        config: Arms, seeds, corpus, size and recipe.
+        folder: Where checkpoints and finished runs are kept; a killed training goes on from there.
+        device: Where to train, such as `cpu` or `cuda`.
+        dtype: Type of the training's matrix products; weights, losses and norms are float32.
+        n_workers: Twins that train at once, each on one thread; the number of cores on a CPU
+            without it, and one on a GPU. Changes no number.
+        on_progress: Called after every step of every twin, from the thread that trains it.
+
+    Returns:
+        The curves of all runs. A run whose loss diverged is kept up to there, named in
+        `failures`, and leaves NaN in the statistics of its arm.
+
+    Raises:
+        ValueError: If the corpus is missing or too small for the context, or there is no such
+            device.
+        UnsupportedModelError: If this transformers cannot build an arm.
+        OSError: If the disk is full; the last checkpoint stays.
+    """
+    config = config or TwinsConfig()
+    place = torch.device(device)
+    if n_workers is None:
+        n_workers = (os.cpu_count() or 1) if place.type == "cpu" else 1
+    require_in_range("n_workers", n_workers, low=1, high=4096, unit="twins")
+    corpus = _corpus(config)
+    wanted = [(arm, seed) for seed in range(config.n_seeds) for arm in config.arms]
+    trained: dict[tuple[str, int], TwinRun] = {}
+    stopped = threading.Event()
+
+    def report(progress: TwinProgress) -> None:
+        if stopped.is_set():
+            raise _StoppedError
+        if on_progress is not None:
+            on_progress(progress)
+
+    def train(arm: str, seed: int) -> None:
+        trained[arm, seed] = _kept_run(
+            config, arm, seed, corpus, folder=Path(folder), device=place, dtype=dtype, report=report
+        )
+
+    with _threads(n_workers, place) as pool:
+        futures = [pool.submit(train, arm, seed) for arm, seed in wanted]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stopped.set()  # the others stop at their next step; their checkpoints stay
+            pool.shutdown(cancel_futures=True)
+            raise
+    return TwinsResult(
+        runs=tuple(trained[arm, seed] for arm in config.arms for seed in range(config.n_seeds)),
+        steps=config.steps,
+        config=config,
+        corpus_digest=corpus.digest,
+        provenance=_provenance(config, corpus, place, dtype),
+    )
+
+
+def load_twin(
+    config: TwinsConfig, arm: str, seed: int, *, folder: str | Path, device: str = "cpu"
+) -> HookedModel:
+    """A twin as its last checkpoint left it, for every analysis of this package.
+
+    Args:
+        config: What it was trained with.
+        arm: Name of its arm.
+        seed: Its seed.
+        folder: The folder that `train_twins` was given.
+        device: Where to run it.
+
+    Raises:
+        ValueError: If the arm or seed is none of the config's.
+        FileNotFoundError: If the folder holds no checkpoint of it.
+    """
+    if arm not in config.arms or not 0 <= seed < config.n_seeds:
+        raise ValueError(
+            f"arm and seed must be of the config ({', '.join(config.arms)}; 0 to "
+            f"{config.n_seeds - 1}), got {arm!r} and {seed}"
+        )
+    corpus = _corpus(config)
+    place = _run_folder(Path(folder), config, arm, seed, corpus, torch.float32)
+    tensors = load_tensors(place / CHECKPOINT)
+    model = build_twin(TWIN_ARMS[arm], config.shape, seed=seed)
+    model.load_state_dict(
+        {
+            name.removeprefix("weights/"): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("weights/")
+        }
+    )
+    return hold_twin(
+        cast(Any, model).to(device=torch.device(device)), name=f"twin {arm}", folder=place
+    )
+
+
+class _StoppedError(Exception):
+    """Another run failed, or the user interrupted."""
+
+
+@contextmanager
+def _threads(n_workers: int, device: torch.device) -> Generator[ThreadPoolExecutor, None, None]:
+    """Workers of one thread each on a CPU: small matrices gain nothing from more."""
+    before = torch.get_num_threads()
+    alone = device.type != "cpu" or n_workers == 1
+    with ThreadPoolExecutor(
+        n_workers, initializer=None if alone else partial(torch.set_num_threads, 1)
+    ) as pool:
+        try:
+            yield pool
+        finally:
+            torch.set_num_threads(before)
+
+
+def _kept_run(
+    config: TwinsConfig,
+    arm: str,
+    seed: int,
+    corpus: Corpus,
+    *,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Callable[[TwinProgress], None],
+) -> TwinRun:
+    """The finished run from the folder, or trained and stored there."""
+    place = _run_folder(folder, config, arm, seed, corpus, dtype)
+    if (place / _RUN).exists():
+        try:
+            return cast(TwinRun, load_result(place / _RUN))
+        except (ValueError, FileNotFoundError):  # cut short: the checkpoint still has the curves
+            (place / _RUN).unlink()
+    run = train_twin(
+        config, arm, seed, corpus, folder=place, device=device, dtype=dtype, on_progress=report
+    )
+    save_result(run, place / _RUN)
+    return run
+
+
+def _run_folder(
+    folder: Path,
+    config: TwinsConfig,
+    arm: str,
+    seed: int,
+    corpus: Corpus,
+    dtype: torch.dtype,
+) -> Path:
+    """Where a run is kept: named by everything that its numbers depend on but the machine."""
+    recipe = asdict(config)
+    for other_runs in ("arms", "n_seeds", "corpus"):
+        del recipe[other_runs]
+    depends = [recipe, asdict(TWIN_ARMS[arm]), seed, corpus.digest, str(dtype), package_versions()]
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    return folder / f"{corpus.name}-{arm}-{seed}-{digest[:12]}"
+
+
+def _corpus(config: TwinsConfig) -> Corpus:
+    known = config.corpus in ("stdlib", "mixture")
+    source = cast(Any, config.corpus) if known else Path(config.corpus)
+    return load_corpus(source, context=config.shape.context)
+
+
+def _provenance(
+    config: TwinsConfig, corpus: Corpus, device: torch.device, dtype: torch.dtype
+) -> Provenance:
+    return Provenance(
+        model=f"{len(config.arms)} twins, {config.n_seeds} seeds each",
+        revision=None,
+        weights_note="trained here from random weights",
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        attention_kernel="sdpa",
+        batch_size=config.batch_size,
+        n_prompts=config.n_windows,
+        prompts_digest=corpus.digest,
+        seed=0,
+        settings={"corpus": corpus.name, "n_steps": config.n_steps},
+        versions=package_versions(),
+        command=command_line(),
+    )
+
+
+_RUN: Final = "run.json"
