@@ -26,7 +26,7 @@ class TwinsConfig:
     corpus: str = "stdlib"
     """`stdlib`, `mixture`, or the path of a UTF-8 text file."""
     shape: TwinShape = field(default_factory=TwinShape)
-    n_steps: int = 1200
+    n_steps: int = 1000
     batch_size: int = 16
     learning_rate: float = 3e-3
     """Peak of a warm-up of 50 steps and a cosine to a tenth."""
