@@ -18,6 +18,7 @@ evaluation      evaluate: a model on a task, intact or disrupted
 disruption      run_disruption: tasks and neutral text under each arm (C4, C5)
 conflict        run_conflict: the prompt against what training stored, under each arm (C6)
 patching        patch: which layers, heads, bands and massive pairs carry the answer (C6)
+twins           train_twins: small models that differ in their position encoding (C3, C8, C9)
 attribution     attribute: gradient estimates for single rotary pairs, checked exactly
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
@@ -107,6 +108,10 @@ if TYPE_CHECKING:
     from mi_massive.study import StudyConfig, run_study
     from mi_massive.tasks import Task, load_own_task, load_task
     from mi_massive.tasks.conflicts import ConflictSet, conflict_pairs
+    from mi_massive.twin_arms import TWIN_ARMS, TwinShape
+    from mi_massive.twin_results import TwinsResult
+    from mi_massive.twin_runs import TwinRun, TwinsConfig
+    from mi_massive.twins import load_twin, train_twins
 
 # Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library. None
 # of these is named like a module: importing that module would put it in the function's place.
@@ -139,8 +144,13 @@ _HOME = {
     "Selection": "interventions",
     "StudyConfig": "study",
     "Task": "tasks",
+    "TWIN_ARMS": "twin_arms",
     "TaskResult": "scores",
     "TokenizedPrompts": "prompts",
+    "TwinRun": "twin_runs",
+    "TwinShape": "twin_arms",
+    "TwinsConfig": "twin_runs",
+    "TwinsResult": "twin_results",
     "UnsupportedModelError": "models",
     "Value": "interventions",
     "Where": "interventions",
@@ -162,6 +172,7 @@ _HOME = {
     "load_result": "records",
     "load_task": "tasks",
     "load_tasks": "battery",
+    "load_twin": "twins",
     "make_arms": "arms",
     "match_effect": "attention_effects",
     "measure_effects": "attention_effects",
@@ -175,14 +186,16 @@ _HOME = {
     "save_result": "records",
     "scoreboard": "claims",
     "tokenize_prompts": "prompts",
+    "train_twins": "twins",
 }
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
-    *("conflict", "patching", "attribution", "patched_patterns"),
+    *("conflict", "patching", "attribution", "patched_patterns", "twins"),
 )
 
 __all__ = [
+    "TWIN_ARMS",
     "Arm",
     "AttentionNorms",
     "AttributionResult",
@@ -219,6 +232,10 @@ __all__ = [
     "Task",
     "TaskResult",
     "TokenizedPrompts",
+    "TwinRun",
+    "TwinShape",
+    "TwinsConfig",
+    "TwinsResult",
     "UnsupportedModelError",
     "Value",
     "Where",
@@ -242,6 +259,7 @@ __all__ = [
     "load_result",
     "load_task",
     "load_tasks",
+    "load_twin",
     "make_arms",
     "massive_mask",
     "match_effect",
@@ -258,6 +276,7 @@ __all__ = [
     "symmetry",
     "tokenize_prompts",
     "top_k_mask",
+    "train_twins",
 ]
 __version__ = "0.1.0"
 

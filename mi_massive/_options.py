@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -139,14 +139,20 @@ def load(
     """Load a model, with a message while it takes."""
     with waiting(f"loading {name}", quiet=quiet):
         from mi_massive.models import load_model
-        from mi_massive.models.load import DTYPES
 
-        if dtype not in DTYPES:
-            raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         return load_model(
             model_name(name),
             device=device,
-            dtype=DTYPES[dtype],
+            dtype=torch_dtype(dtype),
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
+
+
+def torch_dtype(name: str) -> Any:
+    """The type that `--dtype` names."""
+    from mi_massive.models.load import DTYPES
+
+    if name not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]

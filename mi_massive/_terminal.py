@@ -62,6 +62,25 @@ def progress(
         yield advance
 
 
+@contextmanager
+def twins_progress(
+    n_twins: int, n_steps: int, *, quiet: bool
+) -> Generator[Callable[[Any], None], None, None]:
+    """A bar over the steps of all twins, with the last measured loss and concentration."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=_messages, transient=True, disable=quiet or not _messages.is_terminal
+    ) as bar:
+        task = bar.add_task("twins", total=n_twins * (n_steps + 1))
+
+        def show(twin: Any) -> None:
+            ratios = " ".join(f"{name} {value:.2f}" for name, value in twin.concentration.items())
+            words = f"{twin.arm} {twin.seed}: step {twin.step}, loss {twin.loss:.2f}, {ratios}"
+            bar.update(task, advance=1, description=words)
+
+        yield show
+
+
 def print_result(result: Any, facts: dict[str, Any], *, as_json: bool) -> None:
     """Print every estimate of a result, and some facts about it."""
     estimates = dict(_estimates(result, ""))

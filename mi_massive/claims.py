@@ -102,18 +102,17 @@ def scoreboard(
         One row a claim, some in parts.
 
     Raises:
-        ValueError: If `bands` or `symmetry` come from another capture, `control` from a model that
-            rotates or from another number of prompts, or `disruption` or `conflict` from another
-            model.
+        ValueError: If `bands` or `symmetry` come from another capture, `control` rotates or has
+            another number of prompts, or `disruption` or `conflict` come from another model.
     """
     for name, result in (("bands", bands), ("symmetry", symmetry)):
         if result is not None:
             require_same_capture(name, result.provenance, concentration.provenance)
     if control is not None:
         require_control(control, concentration)
-    edited = edit_findings(concentration, disruption, conflict)
     claims = (
-        *(_claim(*found) for found in (*edited, *twin_findings(twins))),
+        *(_claim(*found) for found in edit_findings(concentration, disruption, conflict)),
+        *(_claim(*found) for found in twin_findings(twins)),
         _concentrated(concentration),
         _heads_close(concentration),
         _absent_without_rope(concentration, control),

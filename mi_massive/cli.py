@@ -20,6 +20,7 @@ from mi_massive._terminal import (
     print_result,
     progress,
 )
+from mi_massive._twins_command import read_twins, twins_command
 from mi_massive.axes import PROJECTIONS
 from mi_massive.bands import BandsConfig, bands
 from mi_massive.concentration import ConcentrationConfig, concentration
@@ -68,6 +69,9 @@ def report(
     conflicts: Annotated[
         int, typer.Option(min=0, help="Facts to contradict under each edit (C6); 0: none.")
     ] = 0,
+    twins: Annotated[
+        list[Path] | None, typer.Option(help="Saved result of `mi-massive twins` to show as well.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a report of another model in the folder.")
     ] = False,
@@ -97,6 +101,7 @@ def report(
     )
     require_replaceable(out.resolve(), model=opt.model_name(model), overwrite=overwrite)
     opt.require_writable("--out", out)
+    trained = read_twins(twins or [])
     capture = opt.CaptureOptions(
         opt.read_texts(prompts, column, limit), chat, max_length, skip_first, batch_size
     )
@@ -132,6 +137,7 @@ def report(
             control_prompts=others,
             disruption=disruption,
             conflict=conflict,
+            twins=trained,
             config=config,
             on_progress=advance,
         )
@@ -255,6 +261,7 @@ def symmetry_command(
 app.command("disrupt")(disrupt_command)
 app.command("conflict")(conflict_command)
 app.command("patch")(patch_command)
+app.command("twins")(twins_command)
 app.command("tasks")(tasks_command)
 app.command("presets")(presets_command)
 app.command("models")(models_command)

@@ -44,7 +44,7 @@ def student_estimate(
         if not math.isnan(against) and error > 0:
             p_value = float(2 * stats.t.sf(abs(mean - against) / error, n - 1))
     if geometric:
-        mean, low, high = (math.exp(x) if x < math.inf else math.inf for x in (mean, low, high))
+        mean, low, high = (float(np.exp(x)) for x in (mean, low, high))
     return Estimate(
         effect=mean,
         low=low,

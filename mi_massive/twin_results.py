@@ -8,12 +8,12 @@ mean over heads and layers. Does not show: that what holds in a small model hold
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from mi_massive._twin_corpora import ABILITIES
-from mi_massive.axes import Projection
+from mi_massive.axes import PROJECTIONS, Projection
 from mi_massive.records import Provenance
 from mi_massive.small_samples import student_estimate
 from mi_massive.stats import Estimate
@@ -60,6 +60,26 @@ class TwinsResult:
         """Why runs stopped early, by arm and seed."""
         return {f"{run.arm}, seed {run.seed}": run.failure for run in self.runs if run.failure}
 
+    def to_frame(self) -> Any:
+        """Curves as a data frame, one row a measured step of a twin."""
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for run in self.runs:
+            curves = {p: concentration_of(run, p) for p in PROJECTIONS}
+            for row, step in enumerate(self.steps):
+                measured = {
+                    "corpus": self.provenance.settings["corpus"],
+                    "arm": run.arm,
+                    "seed": run.seed,
+                    "step": step,
+                    "loss": float(run.loss[row]),
+                    "first_token": float(run.sink[row].mean()),
+                }
+                measured |= {f"max_over_mean_{p}": float(curve[row]) for p, curve in curves.items()}
+                rows.append(measured)
+        return pd.DataFrame(rows)
+
     def final_loss(self, arm: str) -> Estimate:
         """Held-out cross-entropy of the trained twin, in nats per token that is scored."""
         return self._over_seeds(arm, lambda run: float(run.loss[-1]))
@@ -90,8 +110,10 @@ class TwinsResult:
         ratios: list[float] = []
         for run, other in zip(self.of(arm), self.of(against), strict=True):
             level = max(lowest_loss(run), lowest_loss(other))
-            logs = [at_loss(r, np.log(concentration_of(r, projection, layer)), level)
-                    for r in (run, other)]  # fmt: skip
+            logs = [
+                at_loss(each, np.log(concentration_of(each, projection, layer)), level)
+                for each in (run, other)
+            ]
             ratios.append(logs[0] - logs[1])
         return student_estimate(np.array(ratios), n_of="seeds", geometric=True)
 

@@ -118,11 +118,14 @@ def lowest_loss(run: TwinRun) -> float:
 
 
 def at_loss(run: TwinRun, curve: Float[np.ndarray, "step"], level: float) -> float:
-    """The curve where the loss first falls to `level`, between measured steps by the loss."""
-    loss = np.minimum.accumulate(run.loss.numpy()[np.isfinite(run.loss.numpy())])
-    if level > loss[0]:
+    """The curve where the loss first falls to `level`, between measured steps by the loss.
+
+    NaN for a run that stopped early, or that never had so high a loss.
+    """
+    loss = np.minimum.accumulate(run.loss.numpy())
+    if run.failure is not None or not level <= loss[0]:
         return math.nan
-    return float(np.interp(-level, -loss, curve[: len(loss)]))
+    return float(np.interp(-level, -loss, curve))
 
 
 def halfway(steps: tuple[int, ...], curve: Float[np.ndarray, "step"]) -> float:

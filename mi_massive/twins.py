@@ -25,6 +25,7 @@ from mi_massive._checks import require_in_range
 from mi_massive._twin_corpora import Corpus, load_corpus
 from mi_massive._twin_training import CHECKPOINT, TwinProgress, train_twin
 from mi_massive.models.base import HookedModel
+from mi_massive.models.load import require_device
 from mi_massive.models.twins import build_twin, hold_twin
 from mi_massive.records import (
     Provenance,
@@ -72,7 +73,7 @@ def train_twins(
         OSError: If the disk is full; the last checkpoint stays.
     """
     config = config or TwinsConfig()
-    place = torch.device(device)
+    place = require_device(device)
     if n_workers is None:
         n_workers = (os.cpu_count() or 1) if place.type == "cpu" else 1
     require_in_range("n_workers", n_workers, low=1, high=4096, unit="twins")
@@ -143,7 +144,7 @@ def load_twin(
         }
     )
     return hold_twin(
-        cast(Any, model).to(device=torch.device(device)), name=f"twin {arm}", folder=place
+        cast(Any, model).to(device=require_device(device)), name=f"twin {arm}", folder=place
     )
 
 

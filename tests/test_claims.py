@@ -83,7 +83,8 @@ def by_id(board: ScoreboardResult) -> dict[str, Claim]:
     return {claim.id: claim for claim in board.claims}
 
 
-OBSERVED = [name for name in RULES if not name.startswith(("C4", "C5", "C6"))]
+EXPERIMENTS = ("C3b", "C4", "C5", "C6", "C8e", "C9b")
+OBSERVED = [name for name in RULES if not name.startswith(EXPERIMENTS)]
 """Claims that are judged without an intervention."""
 
 

@@ -61,6 +61,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "_conflict_command",
         "_disrupt_command",
         "_patch_command",
+        "_twins_command",
         "_list_commands",
         "_options",
         "_terminal",

@@ -43,6 +43,7 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "load_result": ["path"],
     "load_task": ["name"],
     "load_tasks": ["model", "names"],
+    "load_twin": ["config", "arm", "seed"],
     "make_arms": ["presets"],
     "massive_mask": ["norms"],
     "match_effect": ["model", "prompts", "control"],
@@ -58,6 +59,7 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "scoreboard": ["concentration"],
     "symmetry": ["norms"],
     "tokenize_prompts": ["tokenizer", "prompts"],
+    "train_twins": ["config"],
     "top_k_mask": ["norms"],
 }
 

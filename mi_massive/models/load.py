@@ -53,7 +53,7 @@ def load_model(
             missing.
         OSError: If a download failed or the disk is full.
     """
-    place = _require_device(device)
+    place = require_device(device)
     checkpoint = resolve_checkpoint(
         name_or_path, revision=revision, trust_remote_code=trust_remote_code
     )
@@ -77,8 +77,12 @@ def load_model(
     )
 
 
-def _require_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine and this build of torch have it."""
+def require_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine and this build of torch have it.
+
+    Raises:
+        ValueError: If they do not.
+    """
     try:
         place = torch.device(device)
     except RuntimeError as error:

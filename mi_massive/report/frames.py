@@ -57,6 +57,14 @@ def _patching(results: ReportResults) -> Any:
     return pd.concat(frames, ignore_index=True) if frames else None
 
 
+def _twins(results: ReportResults) -> Any:
+    """One row a measured step of a twin."""
+    import pandas as pd
+
+    frames = [result.to_frame() for result in results.twins]
+    return pd.concat(frames, ignore_index=True) if frames else None
+
+
 TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "scoreboard": lambda results: results.scoreboard.to_frame(),
     "concentration": lambda results: results.concentration.to_frame(),
@@ -72,6 +80,7 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "conflict": lambda results: results.conflict and results.conflict.to_frame(),
     "disruption_effects": lambda results: results.disruption and results.disruption.effects_frame(),
     "patching": _patching,
+    "twins": _twins,
 }
 """How each table is made, None where the results lack it. A report writes and owns these names and
 no other Parquet file."""

@@ -1,0 +1,106 @@
+"""Does RoPE cause massive values? Twins that differ in nothing else (C3, C8, C9).
+
+Question: of small models with the same initial weights, data and recipe, do those with RoPE alone
+concentrate their queries and keys, where on the frequencies, when in training, from which layer on,
+and before or after the attention sink appears?
+Refuted by: a max/mean of q and k that at equal loss is no larger with RoPE than without, or largest
+dimensions that make full turns within the context.
+Cost: about 25 minutes on two idle cores for the default (four encodings, three seeds, text);
+`--scale medium` (25 M parameters) wants a GPU with 8 GB, minutes a twin. Finished twins are kept.
+Command: python experiments/twins.py
+         python experiments/twins.py --corpus mixture --arms rope none --steps 3000
+         python experiments/twins.py --scale medium --device cuda --dtype bfloat16 --workers 1
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from mi_massive import TWIN_ARMS, TwinsConfig, TwinShape, TwinsResult, save_result, train_twins
+from mi_massive.twins import TwinProgress
+
+HERE = Path(__file__).parent
+SCALES = {
+    "small": (TwinShape(), 1000, 16, 3e-3),
+    "medium": (TwinShape(n_layers=8, n_heads=8, d_head=64, context=512), 4000, 32, 1e-3),
+}
+"""Shape, steps, batch and learning rate. `small` fits a CPU."""
+
+
+def main() -> None:
+    """Train, record and print what was found."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--scale", choices=[*SCALES], default="small")
+    options.add_argument("--arms", nargs="+", default=["rope", "partial_25", "learned", "none"])
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--corpus", default="stdlib", help="stdlib, mixture or a text file")
+    options.add_argument("--steps", type=int, help="instead of the scale's")
+    options.add_argument("--workers", type=int, help="twins that train at once")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
+    options.add_argument("--out", type=Path, default=HERE / "records")
+    given = options.parse_args()
+    shape, steps, batch_size, learning_rate = SCALES[given.scale]
+    config = TwinsConfig(
+        arms=tuple(given.arms),
+        n_seeds=given.seeds,
+        corpus=given.corpus,
+        shape=shape,
+        n_steps=given.steps or steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
+    result = train_twins(
+        config,
+        folder=given.cells,
+        device=given.device,
+        dtype=getattr(torch, given.dtype),
+        n_workers=given.workers,
+        on_progress=say,
+    )
+    name = f"twins_{Path(given.corpus).stem}_{given.scale}"
+    print(f"record: {save_result(result, given.out / f'{name}.json')}")
+    show(result)
+
+
+def say(twin: TwinProgress) -> None:
+    """Show a twin now and then."""
+    if twin.step % 100 == 0:
+        ratios = " ".join(f"{name} {value:.2f}" for name, value in twin.concentration.items())
+        print(
+            f"{twin.arm} {twin.seed}: step {twin.step}, loss {twin.loss:.3f}, {ratios}", flush=True
+        )
+
+
+def show(result: TwinsResult) -> None:
+    """Print each encoding, and the contrasts with those that do not rotate."""
+    for arm in result.config.arms:
+        loss, sink = result.final_loss(arm), result.sink(arm)
+        q, k = result.excess("q", arm=arm), result.excess("k", arm=arm)
+        print(
+            f"{arm}: loss {loss.effect:.3f}, q over v {q.effect:.2f} [{q.low:.2f}, {q.high:.2f}], "
+            f"k over v {k.effect:.2f} [{k.low:.2f}, {k.high:.2f}], first token {sink.effect:.3f}, "
+            f"half-way q {result.halfway(arm, 'q')}, sink {result.halfway(arm, 'sink')}"
+        )
+        if TWIN_ARMS[arm].rotates:
+            slow, wave = result.slow_share(arm, "k"), result.top_wavelength(arm, "k")
+            print(
+                f"  largest k without a full turn {slow.effect:.2f} (by chance {slow.null:.2f}), "
+                f"median wavelength {wave.effect:.0f}"
+            )
+            for other in result.config.arms:
+                if not TWIN_ARMS[other].rotates:
+                    for projection in ("q", "k", "v"):
+                        ratio = result.contrast(projection, arm=arm, against=other)
+                        print(
+                            f"  {projection} over {other} at equal loss: {ratio.effect:.2f} "
+                            f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+                        )
+    for run, why in result.failures.items():
+        print(f"stopped: {run}: {why}")
+
+
+if __name__ == "__main__":
+    main()

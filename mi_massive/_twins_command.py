@@ -1,0 +1,132 @@
+"""`mi-massive twins`: train small models that differ in their position encoding alone."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mi_massive import _options as opt
+from mi_massive._disrupt_command import split
+from mi_massive._terminal import print_json, print_records, twins_progress
+from mi_massive.records import load_result, save_result
+from mi_massive.twin_arms import TWIN_ARMS, TwinShape
+
+_ARMS = "rope,partial_25,learned,none"
+
+
+def twins_command(
+    *,
+    folder: Annotated[
+        Path, typer.Option(help="Keeps checkpoints and finished twins; a killed run goes on there.")
+    ] = Path("twins"),
+    arms: Annotated[
+        str, typer.Option(help=f"Encodings, with commas, of {', '.join(TWIN_ARMS)}.")
+    ] = _ARMS,
+    seeds: Annotated[int, typer.Option(min=1, help="Twins of each encoding.")] = 3,
+    corpus: Annotated[
+        str,
+        typer.Option(help="stdlib (Python's own sources), mixture (recall and facts), or a file."),
+    ] = "stdlib",
+    steps: Annotated[int, typer.Option(min=1, help="Batches of a training.")] = 1000,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of a twin.")] = 2,
+    heads: Annotated[int, typer.Option(min=1, help="Heads of a layer.")] = 4,
+    d_head: Annotated[int, typer.Option(min=8, help="Dimensions of a head.")] = 32,
+    context: Annotated[int, typer.Option(min=8, help="Tokens of a window.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows of a batch.")] = 16,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Twins that train at once; the cores if left out.")
+    ] = None,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    save: opt.Save = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Train twins that differ in their position encoding alone (C3, C8, C9)."""
+    opt.require_savable(save)
+    opt.require_writable("--folder", folder)
+
+    from mi_massive.twins import TwinsConfig, train_twins  # late: loads transformers
+
+    config = TwinsConfig(
+        arms=tuple(split(arms)),
+        n_seeds=seeds,
+        corpus=corpus,
+        shape=TwinShape(n_layers=layers, n_heads=heads, d_head=d_head, context=context),
+        n_steps=steps,
+        batch_size=batch_size,
+    )
+    with twins_progress(len(config.arms) * seeds, steps, quiet=quiet) as show:
+        result = train_twins(
+            config,
+            folder=folder,
+            device=device,
+            dtype=opt.torch_dtype(dtype),
+            n_workers=workers,
+            on_progress=show,
+        )
+    if as_json:
+        print_json(
+            {
+                "arms": {arm: _numbers(result, arm) for arm in config.arms},
+                "failures": result.failures,
+                "provenance": dataclasses.asdict(result.provenance),
+            }
+        )
+    else:
+        rows = [{"arm": arm} | _row(result, arm) for arm in config.arms]
+        print_records(f"Twins after {steps} steps", rows)
+        for run, why in result.failures.items():
+            typer.echo(f"{run}: {why}", err=True)
+    if save is not None:
+        save_result(result, save)
+
+
+def read_twins(paths: list[Path]) -> list[Any]:
+    """Saved sets of twins, for a report.
+
+    Raises:
+        ValueError: If a file holds another result.
+        FileNotFoundError: If it is missing.
+    """
+    from mi_massive.twin_results import TwinsResult
+
+    found: list[Any] = []
+    for path in paths:
+        result = load_result(path)
+        if not isinstance(result, TwinsResult):
+            raise ValueError(
+                f"--twins must name a result of `mi-massive twins`, got a "
+                f"{type(result).__name__} in {path}"
+            )
+        found.append(result)
+    return found
+
+
+def _numbers(result: Any, arm: str) -> dict[str, Any]:
+    return {
+        "loss": dataclasses.asdict(result.final_loss(arm)),
+        "q_over_v": dataclasses.asdict(result.excess("q", arm=arm)),
+        "k_over_v": dataclasses.asdict(result.excess("k", arm=arm)),
+        "sink": dataclasses.asdict(result.sink(arm)),
+        "halfway_q": result.halfway(arm, "q"),
+        "halfway_sink": result.halfway(arm, "sink"),
+    }
+
+
+def _row(result: Any, arm: str) -> dict[str, str]:
+    named = {
+        "loss": result.final_loss(arm),
+        "q over v": result.excess("q", arm=arm),
+        "k over v": result.excess("k", arm=arm),
+        "first token": result.sink(arm),
+    }
+    return {name: _shown(estimate) for name, estimate in named.items()}
+
+
+def _shown(value: Any) -> str:
+    if math.isnan(value.low):
+        return f"{value.effect:.2f}"
+    return f"{value.effect:.2f} ({value.low:.2f} .. {value.high:.2f})"

@@ -1,0 +1,53 @@
+"""The section on twins: curves, tables, and what they cannot show."""
+
+import dataclasses
+
+from sample_twins import twin_run, twins_result
+
+from mi_massive.report.frames import frames
+from mi_massive.report.page import render_page
+from mi_massive.report.twins import twins_section
+
+
+def test_text_twins_have_curves_and_contrasts_and_no_abilities() -> None:
+    section = twins_section(twins_result(edits=False), title="t")
+    assert [p.id for p in section.pictures] == ["emergence"]
+    arms, contrasts = section.tables
+    assert [row[0] for row in arms.rows] == ["RoPE, theta 1e4", "no position encoding"]
+    assert arms.rows[0][1] == "1 [1, 1]"  # the loss
+    assert arms.rows[1][7] == "undefined undefined"  # nothing turns
+    assert contrasts.rows[0][:3] == ("RoPE, theta 1e4", "no position encoding", "2 [2, 2]")
+    assert "3 seeds" in section.question
+
+
+def test_twins_of_the_mixture_show_what_disruptions_cost() -> None:
+    section = twins_section(twins_result(), title="t")
+    assert [p.id for p in section.pictures] == ["emergence", "abilities"]
+    rows = section.tables[2].rows
+    assert rows[1][:4] == (
+        "RoPE, theta 1e4",
+        "paper k=1",
+        "0.250 [0.250, 0.250]",
+        "0.750 [0.750, 0.750]",
+    )
+
+
+def test_a_run_that_stopped_is_named() -> None:
+    gone = twin_run(failure="the loss became nan at step 9")
+    result = twins_result()
+    section = twins_section(dataclasses.replace(result, runs=(gone, *result.runs[1:])), title="t")
+    assert "rope, seed 0: the loss became nan at step 9." in section.question
+
+
+def test_the_page_has_a_section_for_each_corpus_and_the_table_every_step() -> None:
+    from test_report import bare as make
+
+    assert 'id="twins"' not in render_page(make())
+    results = make(twins=(twins_result(),))
+    page = render_page(results)
+    assert 'id="twins"' in page
+    assert "Does RoPE cause it?" in page
+    made = frames(results)["twins"]
+    assert len(made) == 6 * 4
+    last = made[(made.arm == "rope") & (made.step == 80)].iloc[0]
+    assert (round(last.max_over_mean_q, 6), last.loss, last.first_token) == (4.0, 1.0, 0.5)

@@ -1,0 +1,178 @@
+"""What twins show, from curves that are known."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from builders import build_norms
+from sample_twins import CONFIG, SHAPE, STEPS, norms, twin_run, twins_result
+
+from mi_massive._twin_claims import twin_findings
+from mi_massive.claims import scoreboard
+from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
+from mi_massive.twin_results import TwinsResult
+from mi_massive.twin_runs import TwinRun, concentration_of, halfway
+
+
+@pytest.fixture(scope="module")
+def observed() -> ConcentrationResult:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(4, 5, 2, 2, 16, generator=draw) for _ in range(3))
+    return concentration(build_norms(q, k, v), config=ConcentrationConfig(n_resamples=50))
+
+
+def with_runs(**by_seed: list[TwinRun]) -> TwinsResult:
+    return twins_result(runs=tuple(run for runs in by_seed.values() for run in runs))
+
+
+def test_concentration_is_the_geometric_mean_of_max_over_mean() -> None:
+    run = twin_run()
+    assert concentration_of(run, "q").tolist() == pytest.approx([1.25, 1.25, 2.5, 4.0])
+    run.q[:, 1] = norms([1.25] * 4)[:, 1]
+    assert concentration_of(run, "q").tolist()[-1] == pytest.approx(math.sqrt(4 * 1.25))
+    assert concentration_of(run, "q", 0).tolist()[-1] == pytest.approx(4)
+    assert concentration_of(run, "q", 1).tolist()[-1] == pytest.approx(1.25)
+
+
+def test_the_contrast_is_read_where_both_have_the_same_loss() -> None:
+    """`none` ends at a loss of 2, where `rope` is at its third step: 2.5 over 1.25."""
+    result = twins_result()
+    assert result.contrast("q").effect == pytest.approx(2)
+    assert result.contrast("v").effect == pytest.approx(1)
+    # Between measured steps: a loss of 1.5 is half-way, on a log axis, from 2.5 to 4.
+    slow = [twin_run("none", seed, loss=torch.tensor([5, 4, 3, 1.5])) for seed in range(3)]
+    moved = with_runs(rope=[twin_run(seed=seed) for seed in range(3)], none=slow)
+    assert moved.contrast("q").effect == pytest.approx(math.sqrt(2.5 * 4) / 1.25)
+
+
+def test_intervals_are_over_seeds() -> None:
+    grown = [
+        twin_run(seed=seed, q=norms([1.25, 1.25, 2.5, peak]), loss=torch.tensor([5, 4, 3, 2.0]))
+        for seed, peak in enumerate((3.0, 4.0, 5.0))
+    ]
+    result = with_runs(rope=grown, none=[twin_run("none", seed) for seed in range(3)])
+    found = result.contrast("q")
+    logs = torch.tensor([3.0, 4.0, 5.0]).div(1.25).log()
+    reach = 4.302653 * float(logs.std()) / math.sqrt(3)  # t of 2 degrees of freedom, 95 %
+    assert found.effect == pytest.approx(float(logs.mean().exp()))
+    assert found.low == pytest.approx(math.exp(float(logs.mean()) - reach), rel=1e-5)
+    assert (found.n, found.n_of) == (3, "seeds")
+    assert found.p_value == pytest.approx(0.021, abs=0.01)
+
+
+def test_a_run_that_stopped_early_leaves_the_contrast() -> None:
+    gone = twin_run(seed=2, failure="the loss became nan", loss=torch.tensor([5, 3, 2, math.nan]))
+    result = with_runs(
+        rope=[twin_run(seed=0), twin_run(seed=1), gone],
+        none=[twin_run("none", seed) for seed in range(3)],
+    )
+    assert result.contrast("q").n == 2
+    assert result.final_loss("rope").n == 2
+    assert result.slow_share("rope", "q").n == 2
+    assert result.failures == {"rope, seed 2": "the loss became nan"}
+
+
+def test_the_half_way_step_lies_between_measured_steps() -> None:
+    result = twins_result()
+    # log max/mean rises by log(2) at step 40 and by log(3.2) in all: half is log(3.2) / 2.
+    part = (math.log(3.2) / 2) / math.log(2)
+    assert result.halfway("rope", "q")[0] == pytest.approx(20 * 2**part)
+    assert result.halfway("rope", "sink")[0] == pytest.approx(40)
+    assert math.isnan(result.halfway("none", "q")[0])  # it went nowhere
+    with pytest.raises(ValueError, match="what must be q, k, v or sink, got 'z'"):
+        result.halfway("rope", "z")
+
+
+def test_a_rise_within_the_first_measured_step_is_dated_from_step_one() -> None:
+    curve = torch.tensor([0.0, 1.0, 1.0, 1.0]).numpy()
+    assert halfway(STEPS, curve) == pytest.approx(math.sqrt(20))
+
+
+def test_the_order_of_concentration_and_sink() -> None:
+    part = (math.log(3.2) / 2) / math.log(2)
+    assert twins_result().order().effect == pytest.approx(40 / (20 * 2**part))
+
+
+def test_the_largest_dimension_is_placed_on_the_wavelengths() -> None:
+    """Dimension 2 turns once in 2 pi * 10 = 63 tokens, of a context of 64: a full turn."""
+    result = twins_result()
+    assert result.top_wavelength("rope", "q").effect == pytest.approx(20 * math.pi)
+    assert result.slow_share("rope", "q").effect == 0
+    assert result.slow_share("rope", "q").null == 0.25  # one of four pairs
+    shorter = dataclasses.replace(SHAPE, context=48)
+    result = twins_result(config=dataclasses.replace(CONFIG, shape=shorter))
+    assert result.slow_share("rope", "q").effect == 1
+    assert math.isnan(result.slow_share("none", "q").effect)
+    assert math.isnan(result.top_wavelength("none", "q").effect)
+
+
+def test_dimensions_that_stand_still_are_slow() -> None:
+    still = [twin_run(seed=s, wavelengths=torch.full((8,), math.inf)) for s in range(3)]
+    result = with_runs(rope=still, none=[twin_run("none", seed) for seed in range(3)])
+    assert result.slow_share("rope", "k").effect == 1
+    assert math.isinf(result.top_wavelength("rope", "k").effect)
+
+
+def test_mirrored_halves_correlate() -> None:
+    profile = torch.arange(1, 5).float()
+    mirrored = torch.cat([profile, profile]).expand(4, 2, 2, 8).clone()
+    opposed = torch.cat([profile, profile.flip(0)]).expand(4, 2, 2, 8).clone()
+    result = with_runs(
+        rope=[twin_run(seed=seed, q=mirrored, k=opposed) for seed in range(3)],
+        none=[twin_run("none", seed) for seed in range(3)],
+    )
+    assert result.halves("rope", "q").effect == pytest.approx(1)
+    assert result.halves("rope", "k").effect == pytest.approx(-1)
+
+
+def test_abilities_are_read_by_name() -> None:
+    result = twins_result()
+    assert result.ability("rope", "paper k=1", "recall").effect == 0.25
+    assert result.ability("rope", "paper k=1", "facts", 1).effect == -1
+    assert math.isnan(result.ability("rope", "paper k=9", "facts").effect)
+
+
+def test_an_unknown_arm_is_refused() -> None:
+    with pytest.raises(ValueError, match="arm must be one of rope, none, got 'alibi'"):
+        twins_result().of("alibi")
+
+
+# --- claims
+
+
+def test_twins_judge_cause_frequencies_and_first_layer(observed: ConcentrationResult) -> None:
+    grown = [
+        twin_run(seed=seed, q=norms([1.25, 1.25, 2.5, peak]), k=norms([1.25, 1.25, 2.5, peak]),
+                 loss=torch.tensor([5, 4, 3, 2.0]))
+        for seed, peak in enumerate((3.9, 4.0, 4.1))
+    ]  # fmt: skip
+    result = with_runs(rope=grown, none=[twin_run("none", seed) for seed in range(3)])
+    board = scoreboard(observed, twins=result)
+    verdicts = {claim.id: claim.verdict for claim in board.claims}
+    assert [id for id in verdicts if id.startswith(("C3", "C8e", "C9"))] == [
+        *("C3", "C3b", "C8e", "C9", "C9b")
+    ]
+    assert verdicts["C3b"] == verdicts["C9b"] == "supported"
+    assert verdicts["C8e"] == "not supported"  # the largest dimension makes a full turn
+    reading = next(claim.reading for claim in board.claims if claim.id == "C3b")
+    assert "no position encoding 3.20 (q) and 3.20 (k)" in reading
+
+
+def test_equal_twins_do_not_support_the_cause(observed: ConcentrationResult) -> None:
+    same = [
+        twin_run(seed=seed, q=norms([1.25] * 3 + [peak]), k=norms([1.25] * 3 + [peak]),
+                 loss=torch.tensor([5, 4, 3, 2.0]))
+        for seed, peak in enumerate((1.24, 1.25, 1.26))
+    ]  # fmt: skip
+    result = with_runs(rope=same, none=[twin_run("none", seed) for seed in range(3)])
+    board = scoreboard(observed, twins=result)
+    assert {c.id: c.verdict for c in board.claims}["C3b"] == "not supported"
+
+
+def test_twins_of_one_kind_are_inconclusive_and_none_are_silent() -> None:
+    config = dataclasses.replace(CONFIG, arms=("rope",))
+    alone = twins_result(runs=tuple(twin_run(seed=s) for s in range(3)), config=config)
+    assert all(estimates == [] for _, estimates, _ in twin_findings(alone))
+    assert "not both with and without RoPE" in twin_findings(alone)[0][2]
+    assert twin_findings(None) == []

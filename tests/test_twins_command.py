@@ -1,0 +1,81 @@
+"""`mi-massive twins` on very small twins, and their way into a report."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mi_massive import cli, load_result
+from mi_massive._twins_command import read_twins
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = (
+    *("--arms", "rope,none", "--seeds", 1, "--corpus", "mixture", "--steps", 4),
+    *("--heads", 2, "--d-head", 8, "--context", 48, "--batch-size", 2),
+)
+
+
+@pytest.fixture(name="run")
+def fixture_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mi-massive", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def test_twins_are_trained_saved_and_taken_from_the_folder(run: Run, tmp_path: Path) -> None:
+    saved = tmp_path / "twins.json"
+    status, out, err = run("twins", *SMALL, "--folder", tmp_path / "cells", "--save", saved)
+    assert (status, err) == (0, "")
+    assert "Twins after 4 steps" in out
+    assert "rope" in out
+    (result,) = read_twins([saved])
+    assert result.config.arms == ("rope", "none")
+    runs = sorted((tmp_path / "cells").glob("*/run.json"))
+    before = [path.stat().st_mtime_ns for path in runs]
+    status, out, _ = run("twins", *SMALL, "--folder", tmp_path / "cells", "--json")
+    assert [path.stat().st_mtime_ns for path in runs] == before
+    numbers = json.loads(out)
+    assert numbers["arms"]["rope"]["loss"]["effect"] == pytest.approx(
+        load_result(saved).final_loss("rope").effect
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--arms", "rope,sinus"), "arms must be of rope"),
+        (("--corpus", "no-such-file.txt"), "corpus must be a readable text file"),
+        (("--d-head", 12), "d_head must be a multiple of 8, got 12"),
+        (("--device", "cuda:9"), "device must be on this machine"),
+        (("--dtype", "int8"), "--dtype must be one of"),
+        (("--save", "twins.txt"), "--save must"),
+    ],
+)
+def test_bad_options_are_one_sentence(
+    run: Run, tmp_path: Path, arguments: tuple[object, ...], words: str
+) -> None:
+    status, out, err = run("twins", *SMALL, "--folder", tmp_path, *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert words in " ".join(err.split())
+    assert err.count("\n") == 1
+
+
+def test_a_report_takes_saved_twins_and_no_other_result(run: Run, tmp_path: Path) -> None:
+    from sample_results import concentration_result
+
+    from mi_massive import save_result
+
+    other = save_result(concentration_result(), tmp_path / "other.json")
+    status, _, err = run("report", "--out", tmp_path / "page", "--twins", other)
+    assert status == 1
+    assert "--twins must name a result of `mi-massive twins`, got a ConcentrationResult" in err
+    status, _, err = run("report", "--out", tmp_path / "page", "--twins", tmp_path / "none.json")
+    assert status == 1
+    assert "none.json" in err
