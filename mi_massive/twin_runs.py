@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -140,21 +139,20 @@ def halfway(steps: tuple[int, ...], curve: Float[np.ndarray, "step"]) -> float:
 
 
 def partner_correlation(run: TwinRun, projection: Projection) -> float:
-    """Rank correlation of the trained halves of a head, mean over layers; see `halves`."""
+    """Rank correlation of the trained halves of a head, mean over layers; see `halves`.
+
+    NaN where a half is the same everywhere.
+    """
     from scipy import stats
 
     norms = norms_of(run, projection)[-1]
     if not bool(norms.isfinite().all()):
         return math.nan
-    profile = (norms / norms.mean(dim=-1, keepdim=True)).mean(dim=1)
-    dims = torch.arange(len(run.partners))
-    first = dims[run.partners > dims]
+    profile = (norms / norms.mean(dim=-1, keepdim=True)).mean(dim=1).double().numpy()
+    dims = np.arange(len(run.partners))
+    first = dims[run.partners.numpy() > dims]
+    halves = [(layer[first], layer[run.partners.numpy()[first]]) for layer in profile]
+    if any(np.ptp(half) == 0 for pair in halves for half in pair):
+        return math.nan
     correlate = cast(Any, stats.spearmanr)
-    return float(
-        np.mean(
-            [
-                correlate(layer[first].numpy(), layer[run.partners[first]].numpy()).statistic
-                for layer in profile
-            ]
-        )
-    )
+    return float(np.mean([correlate(*pair).statistic for pair in halves]))
