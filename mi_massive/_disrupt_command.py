@@ -2,16 +2,21 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mi_massive import _options as opt
 from mi_massive._terminal import columns_of, print_json, print_records, progress
+from mi_massive.contrasts import FEWEST
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.records import save_result
-from mi_massive.scores import EvaluationConfig
+from mi_massive.scores import INTACT, EvaluationConfig
 from mi_massive.tasks import TASKS, Task, load_own_task
+
+if TYPE_CHECKING:  # these load transformers, which the help does not need
+    from mi_massive.disruption import DisruptionResult
+    from mi_massive.models import HookedModel
 
 _READOUTS = "generation,options"
 _OWN = ".jsonl"
@@ -101,6 +106,27 @@ def disrupt_command(
         save_result(result, save)
 
 
+def battery_for_report(
+    model: "HookedModel", n_examples: int, *, batch_size: int, quiet: bool
+) -> "DisruptionResult | None":
+    """The report's small experiment; None without examples or on a model that has no answers.
+
+    Raises:
+        ValueError: If it cannot be run on this model, with the option that leaves it out.
+    """
+    from mi_massive.battery import n_cells, run_battery
+
+    if not n_examples or not (model.is_causal and model.has_head):
+        return None
+    with progress(n_cells(), quiet=quiet, what="tasks under edits") as advance:
+        try:
+            return run_battery(
+                model, n_examples=n_examples, batch_size=batch_size, on_progress=advance
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}; or report without tasks: --examples 0") from error
+
+
 def _print(result: Any) -> None:
     """Scores, what each arm does to neutral text, and what it costs by kind of task."""
     for readout in dict.fromkeys(cell.readout for cell in result.cells):
@@ -112,8 +138,9 @@ def _print(result: Any) -> None:
                 "interval": f"{cell.score.low:.2f} .. {cell.score.high:.2f}",
                 "n": cell.score.n,
                 "chance": f"{cell.floor:.2f}",
-                "p": "-" if cell.arm == "intact" else f"{cell.change.p_value:.2g}",
+                "p": "-" if cell.arm == INTACT else f"{cell.change.p_value:.2g}",
             }
+            | ({"no_answer": f"{cell.failed_extraction:.2f}"} if readout == "generation" else {})
             for cell in result.cells
             if cell.readout == readout
         ]
@@ -127,9 +154,16 @@ def _print(result: Any) -> None:
     losses = [
         {"arm": c.arm, "readout": c.readout, "loss": name, **columns_of(getattr(c, name))}
         for c in result.contrasts
+        if c.contextual_tasks or c.parametric_tasks
         for name in ("contextual_loss", "parametric_loss", "contrast")
     ]
-    print_records("Share of the above-chance score lost", losses)
+    if losses:
+        print_records("Share of the above-chance score lost", losses)
+    else:
+        typer.echo(
+            f"No losses are told: no task of at least {FEWEST} examples was surely above chance "
+            "before any edit."
+        )
 
 
 def _task_names(listed: str) -> list[str]:

@@ -72,9 +72,13 @@ def test_a_task_of_ones_own_is_asked_under_every_arm(
     ]
     assert len(list(cells.glob("own-*.json"))) == 5
     text = run("disrupt", model, *options, "--cells", cells)[1]
-    assert "Scores by generation" in text
-    assert "Scores by options" in text
+    generation, options_part = text.split("Scores by generation")[1].split("Scores by options")
+    failed = {cell["failed_extraction"] for cell in document["cells"]}
+    assert "no answer" in generation  # how often no answer was found, beside the score
+    assert any(f"{share:.2f}" in generation for share in failed)
+    assert "no answer" not in options_part
     assert all(name in text for name in names)
+    assert "no task of at least 10 examples was surely above chance" in text  # six were asked
 
 
 @pytest.mark.parametrize(
