@@ -13,16 +13,20 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from mi_massive.evaluation import evaluate
 from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
+from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.records import load_result, save_result
 from mi_massive.scores import EvaluationConfig, TaskResult
 from mi_massive.tasks.base import Task
 
 T = TypeVar("T")
+
+_SAMPLED: Final = 64
+"""Entries of each parameter that tell weights apart, at least, where it has so many."""
 
 
 def kept(
@@ -72,12 +76,32 @@ def kept_evaluation(
 
 def _key(model: HookedModel, arguments: Mapping[str, object]) -> str:
     listed = {
-        "model": [model.name, model.revision, model.weights_note, str(model.dtype), model.kernel],
+        "model": [
+            *(model.name, model.revision or _sampled_weights(model), model.weights_note),
+            *(str(model.dtype), model.kernel),
+        ],
         "version": version("mi-massive"),
         **arguments,
     }
     text = json.dumps(listed, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sampled_weights(model: HookedModel) -> str:
+    """What stands for the revision of a folder or a model in memory, whose weights may change.
+
+    Some entries of every parameter: training moves nearly all of them.
+    """
+    try:
+        held: Any = model.plain
+    except UnsupportedModelError:
+        held = model.bridge
+    digest = hashlib.sha256()
+    for name, weight in held.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // _SAMPLED)][: 2 * _SAMPLED].float().cpu()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _plain(value: object) -> object:

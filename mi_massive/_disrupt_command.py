@@ -2,17 +2,25 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mi_massive import _options as opt
 from mi_massive._terminal import columns_of, print_json, print_records, progress
+from mi_massive.contrasts import FEWEST
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.records import save_result
+from mi_massive.scores import INTACT, EvaluationConfig
 from mi_massive.tasks import TASKS, Task, load_own_task
 
+if TYPE_CHECKING:  # these load transformers, which the help does not need
+    from mi_massive.disruption import DisruptionResult
+    from mi_massive.models import HookedModel
+
 _READOUTS = "generation,options"
+_OWN = ".jsonl"
+"""Ending of a file that is a task of the user's own."""
 
 
 def disrupt_command(
@@ -21,7 +29,10 @@ def disrupt_command(
     preset: Annotated[
         str, typer.Option(help="Arms, with commas; `mi-massive presets` lists them.")
     ] = "paper,random",
-    k: Annotated[str, typer.Option(help="Dimensions of each head, with commas.")] = "4",
+    k: Annotated[
+        str | None,
+        typer.Option(help="Dimensions of each head, with commas; default: each preset's own."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of arms that draw.")] = 1,
     tasks: Annotated[
         str,
@@ -52,17 +63,21 @@ def disrupt_command(
 ) -> None:
     """What losing chosen dimensions costs on tasks and on neutral text (C4, C5)."""
     opt.require_savable(save)
-    names, ks = _task_names(tasks), doses(k)
-    with_readouts = _readouts(readout)
-    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    names, ks = _task_names(tasks), None if k is None else doses(k)
+    _require_use(data, names)
+    own = {name: _own_task(name, limit) for name in names if name.endswith(_OWN)}
+    asking = EvaluationConfig(readouts=_readouts(readout), chat=chat, batch_size=batch_size)
 
     from mi_massive.arms import make_arms  # late, as all that loads transformers
+    from mi_massive.battery import load_tasks
     from mi_massive.disruption import DisruptionConfig, run_disruption
-    from mi_massive.scores import EvaluationConfig
 
     arms = make_arms(split(preset), ks=ks, n_seeds=seeds)
-    asking = EvaluationConfig(readouts=with_readouts, chat=chat, batch_size=batch_size)
-    asked = [_load(name, loaded, data, limit) for name in names]
+    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    asked = [
+        own[name] if name in own else load_tasks(loaded, [name], data=data, limit=limit)[0]
+        for name in names
+    ]
     with progress((1 + len(arms)) * len(asked), quiet=quiet, what="cells") as advance:
         result = run_disruption(
             loaded,
@@ -91,6 +106,27 @@ def disrupt_command(
         save_result(result, save)
 
 
+def battery_for_report(
+    model: "HookedModel", n_examples: int, *, batch_size: int, quiet: bool
+) -> "DisruptionResult | None":
+    """The report's small experiment; None without examples or on a model that has no answers.
+
+    Raises:
+        ValueError: If it cannot be run on this model, with the option that leaves it out.
+    """
+    from mi_massive.battery import n_cells, run_battery
+
+    if not n_examples or not (model.is_causal and model.has_head):
+        return None
+    with progress(n_cells(), quiet=quiet, what="tasks under edits") as advance:
+        try:
+            return run_battery(
+                model, n_examples=n_examples, batch_size=batch_size, on_progress=advance
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}; or report without tasks: --examples 0") from error
+
+
 def _print(result: Any) -> None:
     """Scores, what each arm does to neutral text, and what it costs by kind of task."""
     for readout in dict.fromkeys(cell.readout for cell in result.cells):
@@ -102,8 +138,9 @@ def _print(result: Any) -> None:
                 "interval": f"{cell.score.low:.2f} .. {cell.score.high:.2f}",
                 "n": cell.score.n,
                 "chance": f"{cell.floor:.2f}",
-                "p": "-" if cell.arm == "intact" else f"{cell.change.p_value:.2g}",
+                "p": "-" if cell.arm == INTACT else f"{cell.change.p_value:.2g}",
             }
+            | ({"no_answer": f"{cell.failed_extraction:.2f}"} if readout == "generation" else {})
             for cell in result.cells
             if cell.readout == readout
         ]
@@ -117,9 +154,16 @@ def _print(result: Any) -> None:
     losses = [
         {"arm": c.arm, "readout": c.readout, "loss": name, **columns_of(getattr(c, name))}
         for c in result.contrasts
+        if c.contextual_tasks or c.parametric_tasks
         for name in ("contextual_loss", "parametric_loss", "contrast")
     ]
-    print_records("Share of the above-chance score lost", losses)
+    if losses:
+        print_records("Share of the above-chance score lost", losses)
+    else:
+        typer.echo(
+            f"No losses are told: no task of at least {FEWEST} examples was surely above chance "
+            "before any edit."
+        )
 
 
 def _task_names(listed: str) -> list[str]:
@@ -127,21 +171,29 @@ def _task_names(listed: str) -> list[str]:
     names: list[str] = []
     for part in split(listed):
         family = [name for name in TASKS if name.startswith(f"{part}_")]
-        if part not in TASKS and not part.endswith(".jsonl") and not family:
+        if part not in TASKS and not part.endswith(_OWN) and not family:
             raise ValueError(
                 f"--tasks must be among {', '.join(TASKS)} or a .jsonl file, got {part!r}"
             )
-        names += [part] if part in TASKS or part.endswith(".jsonl") else family
-    return names
+        names += [part] if part in TASKS or part.endswith(_OWN) else family
+    if not names:
+        raise ValueError(f"--tasks must name at least one of {', '.join(TASKS)}, got {listed!r}")
+    return list(dict.fromkeys(names))
 
 
-def _load(name: str, model: Any, data: Path | None, limit: int | None) -> Task:
-    if name.endswith(".jsonl"):
-        own = load_own_task(Path(name))
-        return own if limit is None else own.first(limit)
-    from mi_massive.battery import load_tasks
+def _require_use(data: Path | None, names: list[str]) -> None:
+    """Refuse rows that no task would read."""
+    takers = [name for name, source in TASKS.items() if source.hub is not None]
+    if data is not None and not set(takers) & set(names):
+        raise ValueError(
+            f"--data must stand in for one of the tasks {', '.join(takers)}, got {data} for "
+            f"{', '.join(names)}; leave it out, or name a file of your own in --tasks"
+        )
 
-    return load_tasks(model, [name], data=data, limit=limit)[0]
+
+def _own_task(name: str, limit: int | None) -> Task:
+    own = load_own_task(Path(name))
+    return own if limit is None else own.first(limit)
 
 
 def split(listed: str) -> list[str]:

@@ -54,10 +54,16 @@ def presets_command(*, as_json: opt.AsJson = False) -> None:
     from mi_massive.presets import PRESETS
 
     rows = [
-        {"preset": name, "role": entry.role, "summary": entry.summary}
+        {
+            "preset": name,
+            "role": entry.role,
+            "k": entry.k if entry.dosed else None,
+            "summary": entry.summary,
+        }
         for name, entry in PRESETS.items()
     ]
     if as_json:
         print_json({"presets": rows})
     else:
-        print_records("Presets", rows, below=("summary",))
+        shown = [row | {"k": "any" if row["k"] is None else row["k"]} for row in rows]
+        print_records("Presets", shown, below=("summary",))

@@ -27,6 +27,7 @@ Prompts = Annotated[
     ),
 ]
 Column = Annotated[str, typer.Option(help="Column of the prompts in a table or data set.")]
+Split = Annotated[str, typer.Option(help="Split of the data set that holds the prompts.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first prompts.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Wrap each prompt in the chat template.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Truncate prompts to this many tokens.")]
@@ -90,11 +91,11 @@ class CaptureOptions:
             )
 
 
-def read_texts(source: str | None, column: str, limit: int | None) -> tuple[str, ...]:
+def read_texts(source: str | None, column: str, split: str, limit: int | None) -> tuple[str, ...]:
     """Texts of a prompt source, or the default passages."""
     if source is None:
         return default_passages()[:limit]
-    return read_prompts(source, column=column, limit=limit)
+    return read_prompts(source, column=column, split=split, limit=limit)
 
 
 def require_savable(save: Path | None) -> None:

@@ -136,8 +136,10 @@ def _select_units(
 ) -> Bool[Tensor, "batch head unit"]:
     k, rule, size = selection.k, selection.rule, norms.shape[-1]
     named = "pairs of a head" if selection.unit == "pair" else "dimensions of a head"
-    high = size // 2 if rule in ("random", "same_band", "norm_matched") else size
-    require_in_range("k", k, low=0, high=high, unit=named)
+    if rule in ("random", "same_band", "norm_matched"):
+        named = f"half the {named}: {rule!r} leaves the k largest and takes k others"
+        require_in_range("k", k, low=0, high=size // 2, unit=named)
+    require_in_range("k", k, low=0, high=size, unit=named)
     if rule == "smallest":
         return _top(-norms, k)
     top = _top(norms, k)

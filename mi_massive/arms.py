@@ -49,27 +49,31 @@ class Arm:
 
 
 def make_arms(
-    presets: Sequence[str], *, ks: Sequence[int] = (4,), n_seeds: int = 1
+    presets: Sequence[str], *, ks: Sequence[int] | None = None, n_seeds: int = 1
 ) -> tuple[Arm, ...]:
     """Arms of each preset at each k.
 
     Args:
         presets: Keys of `mi_massive.presets.PRESETS`.
-        ks: Dimensions of each head.
+        ks: Dimensions of each head; None takes each preset's own number, which for `authors_*` is
+            that of the published code.
         n_seeds: Seeds of the presets that draw their dimensions.
 
     Returns:
         Arms in the order of the presets, then of the doses, then of the seeds.
 
     Raises:
-        ValueError: If a preset does not exist or there is none.
+        ValueError: If a preset does not exist or there is none, or `ks` is empty.
     """
+    if ks is not None:
+        require_not_empty("ks", ks, remedy="give at least one number, or None")
     require_not_empty("presets", presets, remedy=f"choose from {', '.join(PRESETS)}")
     arms: list[Arm] = []
     for name in presets:
         preset(name)
         entry = PRESETS[name]
-        seeds, doses = range(n_seeds if entry.seeded else 1), ks if entry.dosed else (entry.k,)
+        seeds = range(n_seeds if entry.seeded else 1)
+        doses = ks if entry.dosed and ks is not None else (entry.k,)
         arms += [Arm(preset=name, k=k, seed=seed) for k in doses for seed in seeds]
     return tuple(arms)
 

@@ -9,7 +9,7 @@ import typer
 
 from mi_massive import _options as opt
 from mi_massive._conflict_command import conflict_command, conflict_for_report
-from mi_massive._disrupt_command import disrupt_command
+from mi_massive._disrupt_command import battery_for_report, disrupt_command
 from mi_massive._list_commands import models_command, presets_command, tasks_command
 from mi_massive._patch_command import patch_command
 from mi_massive._terminal import (
@@ -77,6 +77,7 @@ def report(
     ] = False,
     prompts: opt.Prompts = None,
     column: opt.Column = "text",
+    split: opt.Split = "train",
     limit: opt.Limit = None,
     chat: opt.Chat = False,
     max_length: opt.MaxLength = None,
@@ -99,11 +100,13 @@ def report(
         BandsConfig(ratio=ratio),
         SymmetryConfig(ratio=ratio),
     )
+    if examples == 1:  # refused here: before the models are loaded
+        raise ValueError("--examples must be 0 or at least 2, got 1; one has no interval")
     require_replaceable(out.resolve(), model=opt.model_name(model), overwrite=overwrite)
     opt.require_writable("--out", out)
     trained = read_twins(twins or [])
     capture = opt.CaptureOptions(
-        opt.read_texts(prompts, column, limit), chat, max_length, skip_first, batch_size
+        opt.read_texts(prompts, column, split, limit), chat, max_length, skip_first, batch_size
     )
     subject = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     own = capture.tokenize(subject, chat=chat)
@@ -112,15 +115,9 @@ def report(
     # context are cut by run_study, which says so in the report.
     others = None if other is None else capture.tokenize(other, chat=False, fitting=False)
 
-    from mi_massive.battery import n_cells, run_battery  # late: their imports follow models'
-    from mi_massive.study import StudyConfig, run_study
+    from mi_massive.study import StudyConfig, run_study  # late: its imports follow models'
 
-    disruption = None
-    if examples and subject.is_causal and subject.has_head:
-        with progress(n_cells(), quiet=quiet, what="tasks under edits") as advance:
-            disruption = run_battery(
-                subject, n_examples=examples, batch_size=batch_size, on_progress=advance
-            )
+    disruption = battery_for_report(subject, examples, batch_size=batch_size, quiet=quiet)
     conflict = conflict_for_report(subject, conflicts, batch_size=batch_size, quiet=quiet)
     config = StudyConfig(
         concentration=configs[0],
@@ -156,6 +153,7 @@ def concentration_command(
     *,
     prompts: opt.Prompts = None,
     column: opt.Column = "text",
+    split: opt.Split = "train",
     limit: opt.Limit = None,
     chat: opt.Chat = False,
     max_length: opt.MaxLength = None,
@@ -174,7 +172,7 @@ def concentration_command(
     config = ConcentrationConfig(ratio=ratio)
     opt.require_savable(save)
     capture = opt.CaptureOptions(
-        opt.read_texts(prompts, column, limit), chat, max_length, skip_first, batch_size
+        opt.read_texts(prompts, column, split, limit), chat, max_length, skip_first, batch_size
     )
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     result = concentration(capture.norms(loaded, quiet=quiet), config=config)
@@ -192,6 +190,7 @@ def bands_command(
     *,
     prompts: opt.Prompts = None,
     column: opt.Column = "text",
+    split: opt.Split = "train",
     limit: opt.Limit = None,
     chat: opt.Chat = False,
     max_length: opt.MaxLength = None,
@@ -211,7 +210,7 @@ def bands_command(
     config = BandsConfig(ratio=ratio, n_bands=n_bands)
     opt.require_savable(save)
     capture = opt.CaptureOptions(
-        opt.read_texts(prompts, column, limit), chat, max_length, skip_first, batch_size
+        opt.read_texts(prompts, column, split, limit), chat, max_length, skip_first, batch_size
     )
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     result = bands(capture.norms(loaded, quiet=quiet), config=config)
@@ -230,6 +229,7 @@ def symmetry_command(
     *,
     prompts: opt.Prompts = None,
     column: opt.Column = "text",
+    split: opt.Split = "train",
     limit: opt.Limit = None,
     chat: opt.Chat = False,
     max_length: opt.MaxLength = None,
@@ -251,7 +251,7 @@ def symmetry_command(
     config = SymmetryConfig(ratio=ratio, max_gap=max_gap)
     opt.require_savable(save)
     capture = opt.CaptureOptions(
-        opt.read_texts(prompts, column, limit), chat, max_length, skip_first, batch_size
+        opt.read_texts(prompts, column, split, limit), chat, max_length, skip_first, batch_size
     )
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     result = symmetry(capture.norms(loaded, quiet=quiet), config=config)

@@ -22,7 +22,7 @@ from mi_massive.stats import Estimate
 from mi_massive.tasks.base import Kind
 
 _TEST: Final = "percentile bootstrap over examples within tasks"
-_FEWEST: Final = 10
+FEWEST: Final = 10
 """Examples that a task must have: resamples of fewer say too little about others."""
 
 
@@ -137,7 +137,7 @@ def contrasts(
 
 def _can_lose(result: TaskResult, readout: Readout) -> bool:
     """True for a task with this read-out, enough examples, and a score surely above chance."""
-    if readout not in result.config.readouts or len(result.answers) < _FEWEST:
+    if readout not in result.config.readouts or len(result.answers) < FEWEST:
         return False
     return result.score(readout).low > result.floor(readout)
 

@@ -131,11 +131,15 @@ def run_disruption(
         on_progress: Called with the number of (arm, task) pairs finished since the last call.
 
     Raises:
-        ValueError: If two arms have one name, a control cannot be matched, or a task cannot be
-            asked (see `evaluate`).
+        ValueError: If two arms or two tasks have one name, a control cannot be matched, or a task
+            cannot be asked (see `evaluate`).
     """
     config = config or DisruptionConfig()
     require_not_empty("tasks", tasks, remedy="load at least one with load_task")
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"tasks must have different names, got {name!r} twice; rename one")
     arms, effects = prepare_arms(
         model,
         arms,

@@ -99,12 +99,19 @@ def ask(model: HookedModel, task: Task, config: EvaluationConfig) -> TokenizedPr
     """
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {model.name} must exist to ask a task, got none")
-    return tokenize_prompts(
+    prompts = tokenize_prompts(
         cast(Any, model.tokenizer),
         [example.question if config.chat else example.prompt for example in task.examples],
         chat=config.chat,
-        context=model.geometry.training_context,
     )
+    context = model.geometry.training_context
+    for example, ids in zip(task.examples, prompts.input_ids, strict=True):
+        if context is not None and len(ids) > context:
+            raise ValueError(
+                f"every question of {task.name} must fit the context of {context} tokens of "
+                f"{model.name}, got {len(ids)} tokens at {example.id!r}; shorten it or leave it out"
+            )
+    return prompts
 
 
 def _texts(

@@ -1,8 +1,11 @@
 """Run prompts in batches: greedy answers, and log-probabilities of given continuations.
 
 Rows are sorted by length, padded on the left and given back in order; batch size and padding change
-nothing but rounding. A prompt is read once for all its continuations. Everything runs on the plain
-model, so `disrupt` acts on it: the prompt is prefill, answers and continuations are decode.
+nothing but rounding. A prompt is read once for all its continuations; prompts that begin alike are
+not, because an edit is chosen and computed on the whole prompt, so that under it the same first
+tokens have other keys and values in each: the intact model alone, one condition of many, could
+share them. Everything runs on the plain model, so `disrupt` acts on it: the prompt is prefill,
+answers and continuations are decode.
 
 Costs about what transformers' own `generate` costs. Does not show what a model says when sampled.
 """

@@ -19,6 +19,9 @@ from mi_massive.interventions import Intervention, Where
 
 Role = Literal["treatment", "control"]
 
+DEFAULT_K: Final = 4
+"""Dimensions of each head where nobody says how many; the paper does not either."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
@@ -28,7 +31,7 @@ class Preset:
     role: Role
     make: Callable[[int, int], Intervention]
     """From k and the seed."""
-    k: int = 1
+    k: int = DEFAULT_K
     """Dimensions of each head unless another number is asked for."""
     dosed: bool = True
     """False if k means nothing to it."""
@@ -71,12 +74,14 @@ PRESETS: Final[dict[str, Preset]] = {
         summary="all dimensions above 5 times their head's mean norm, whatever k, as paper",
         role="treatment",
         make=_by("massive"),
+        k=1,
         dosed=False,
     ),
     "authors_llama": Preset(
         summary="published code for Llama and Mistral: the largest dimension to its token mean",
         role="treatment",
         make=_by("largest"),
+        k=1,
     ),
     "authors_qwen2": Preset(
         summary="published code for Qwen2: the 3 largest to one mean over tokens and dimensions, "

@@ -117,7 +117,16 @@ def test_help_names_every_option(command: str, run: Run) -> None:
     options["disrupt"] = ["--preset", "--k", "--seeds", "--tasks", "--data", "--limit", "--cells"]
     options["conflict"] = ["--preset", "--k", "--seeds", "--relations", "--limit", "--legacy"]
     options["patch"] = ["--site", "--granularity", "--groups", "--limit", "--cells", "--json"]
-    common = ["--prompts", "--limit", "--chat", "--max-length", "--ratio", "--batch-size"]
+    common = [
+        "--prompts",
+        "--column",
+        "--split",
+        "--limit",
+        "--chat",
+        "--max-length",
+        "--ratio",
+        "--batch-size",
+    ]
     own = {
         "report": ["--out", "--control", "--overwrite", "--examples", "--conflicts"],
         "bands": ["--n-bands"],
@@ -537,6 +546,36 @@ def test_an_output_that_is_something_else_is_refused(
         sentence = refused(run("report", "--examples", "0", "any", "--out", out))
         assert str(out) in sentence
         assert "must" in sentence
+
+
+def test_a_split_of_a_data_set_is_chosen_by_its_name(run: Run, tiny: Path, tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["t1 t2 t3 t4", "t5 t6 t7"]})
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "set")
+    options = ["concentration", tiny, "--prompts", tmp_path / "set", "--json"]
+    assert "split must be one of ['test'], got 'train'" in refused(run(*options))
+    answer = run(*options, "--split", "test")
+    assert answer.status == 0
+    assert json.loads(answer.out)["provenance"]["n_prompts"] == 2
+
+
+def test_one_example_is_refused_before_a_model_is_loaded(
+    run: Run, tmp_path: Path, loading_forbidden: None
+) -> None:
+    out = tmp_path / "report"
+    one = refused(run("report", "any", "--examples", "1", "--out", out))
+    assert "--examples must be 0 or at least 2, got 1" in one
+
+
+def test_a_battery_that_does_not_fit_the_model_says_how_to_report_without_it(
+    run: Run, tiny: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    options = ["--control", "none", "--prompts", texts, "--out", out]
+    sentence = refused(run("report", tiny, "--examples", "2", *options))
+    assert sentence.endswith("; or report without tasks: --examples 0")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,13 @@ def test_a_task_of_ones_own_is_asked_under_every_arm(
     ]
     assert len(list(cells.glob("own-*.json"))) == 5
     text = run("disrupt", model, *options, "--cells", cells)[1]
-    assert "Scores by generation" in text
-    assert "Scores by options" in text
+    generation, options_part = text.split("Scores by generation")[1].split("Scores by options")
+    failed = {cell["failed_extraction"] for cell in document["cells"]}
+    assert "no answer" in generation  # how often no answer was found, beside the score
+    assert any(f"{share:.2f}" in generation for share in failed)
+    assert "no answer" not in options_part
     assert all(name in text for name in names)
+    assert "no task of at least 10 examples was surely above chance" in text  # six were asked
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,8 @@ def test_a_task_of_ones_own_is_asked_under_every_arm(
         (["--readout", "thoughts"], "--readout must be among generation,options"),
         (["--chat"], "chat must be False for a tokenizer without a chat template"),
         (["--tasks", "gone.jsonl"], "gone.jsonl"),
+        (["--tasks", ","], "--tasks must name at least one of gsm8k, aqua"),
+        (["--data", "rows.jsonl"], "--data must stand in for one of the tasks gsm8k, aqua, imdb"),
         (["--save", "result.txt"], "--save must end in .json"),
     ],
 )
@@ -101,8 +107,30 @@ def test_bad_input_is_one_sentence(
     assert err.count("\n") == 1
 
 
+def test_what_can_be_refused_without_the_model_is_refused_before_it_is_loaded(
+    run: Run, own: Path
+) -> None:
+    bad = (["--preset", "nonsense"], ["--tasks", "gone.jsonl"], ["--readout", "thoughts"])
+    for options in bad:
+        _, _, err = run("disrupt", "./no-such-model", "--tasks", own, *options)
+        assert "no-such-model" not in err
+    assert "no-such-model" in run("disrupt", "./no-such-model", "--tasks", own)[2]
+
+
+def test_without_k_every_preset_edits_its_own_number_of_dimensions(
+    run: Run, model: Path, own: Path
+) -> None:
+    options = ["--tasks", own, "--preset", "authors_llama,authors_qwen2,paper", "--limit", 2]
+    status, out, _ = run("disrupt", model, *options, "--readout", "options", "--json")
+    assert status == 0
+    names = ["intact", "authors_llama k=1", "authors_qwen2 k=3", "paper k=4"]
+    assert list(json.loads(out)["effects"]) == names
+
+
 def test_a_name_that_several_tasks_begin_with_means_all_of_them() -> None:
     from mi_massive._disrupt_command import _task_names
+
+    assert _task_names("letters,letters") == ["letters"]
 
     assert _task_names("pairs,cities") == [
         *("pairs_closed_book", "pairs_open_book", "pairs_counterfactual"),

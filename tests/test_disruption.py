@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import llama
+import torch
+from tiny_models import llama, save_model
 
 from mi_massive.arms import Arm, make_arms, match_arms, matched_controls
 from mi_massive.attention_effects import measure_effects
@@ -167,6 +168,15 @@ def test_arms_are_every_preset_at_every_dose_with_seeds_where_they_decide() -> N
     assert made[-1] == Arm(preset="random", k=4, seed=1)
 
 
+def test_without_doses_every_preset_edits_its_own_number_of_dimensions() -> None:
+    made = make_arms(("paper", "authors_llama", "authors_qwen2", "authors_gemma2", "massive"))
+    assert [arm.name for arm in made] == [
+        *("paper k=4", "authors_llama k=1", "authors_qwen2 k=3", "authors_gemma2 k=22", "massive"),
+    ]
+    with pytest.raises(ValueError, match="ks must not be empty; give at least one number"):
+        make_arms(("paper",), ks=())
+
+
 def test_tasks_that_are_not_to_be_generated_are_read_by_their_options_alone(
     model: HookedModel, tasks: list[Task]
 ) -> None:
@@ -223,6 +233,22 @@ def test_other_arguments_are_other_cells(
     assert len(after - before) == 1  # the intact model is the same
 
 
+def test_a_folder_with_other_weights_is_another_model(
+    model: HookedModel, tasks: list[Task], tmp_path: Path
+) -> None:
+    """A model trained on in its folder has the same name, and answers otherwise."""
+    arms, one, cells = make_arms(("paper",), ks=(1,)), tasks[:1], tmp_path / "cells"
+    run_disruption(model, one, arms, config=QUICK, cells=cells)
+    before = set(cells.glob("*.json"))
+    trained = llama().build()
+    with torch.no_grad():
+        trained.lm_head.weight += 0.01
+    other = load_model(save_model(trained, tmp_path / "model"))
+    other.name = model.name
+    run_disruption(other, one, arms, config=QUICK, cells=cells)
+    assert len(set(cells.glob("*.json")) - before) == len(before) == 3  # two answers, one effects
+
+
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
@@ -277,6 +303,11 @@ def test_a_killed_run_goes_on_and_its_table_is_byte_equal(
 def test_two_arms_of_one_name_are_refused(model: HookedModel, tasks: list[Task]) -> None:
     with pytest.raises(ValueError, match="arms must have different names, got one twice"):
         run_disruption(model, tasks, [*make_arms(("paper",)), *make_arms(("paper",))])
+
+
+def test_two_tasks_of_one_name_are_refused(model: HookedModel, tasks: list[Task]) -> None:
+    with pytest.raises(ValueError, match=f"names, got '{tasks[0].name}' twice; rename one"):
+        run_disruption(model, [*tasks, tasks[0]], make_arms(("paper",)))
 
 
 def test_no_task_and_no_preset_are_refused(model: HookedModel) -> None:

@@ -428,3 +428,15 @@ def test_a_question_that_does_not_fit_the_context_is_refused(model: HookedModel)
     with pytest.raises(ValueError, match=message):
         evaluate(model, words_task(examples=(long,)))
     assert len(evaluate(model, words_task(examples=(long,), max_new_tokens=3)).answers) == 1
+
+
+def test_a_question_longer_than_the_context_is_named_with_what_can_be_done(
+    model: HookedModel,
+) -> None:
+    long = Example(id="far", prompt=" ".join(["t1"] * 129), question="t1", answer="t2")
+    message = (
+        r"every question of .* must fit the context of 128 tokens of .*, got 129 tokens at 'far'; "
+        "shorten it or leave it out"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, words_task(examples=(long,)))

@@ -112,7 +112,7 @@ def test_paper_and_the_llama_code_are_the_token_mean_of_the_largest() -> None:
     expected = Intervention(
         selection=Selection(rule="largest", k=1), value=Value(kind="mean"), where=Where()
     )
-    assert preset("paper") == preset("authors_llama") == expected
+    assert preset("paper", k=1) == preset("authors_llama") == expected
     assert (expected.where.positions, expected.where.cache) == ("prefill", "edited")
 
 

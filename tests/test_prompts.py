@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import pandas
@@ -223,19 +224,23 @@ def test_a_missing_file_is_refused_without_asking_the_hub(source):
         read_prompts(source)
 
 
-def test_a_name_found_nowhere_says_where_it_was_looked_for(monkeypatch):
+def test_a_name_found_nowhere_says_where_it_was_looked_for(monkeypatch, capfd):
     import datasets
 
     def unreachable(name: str, *, split: str) -> None:
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
         raise ConnectionError(f"cannot reach {name} ({split})")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    level = logging.getLogger("huggingface_hub").level
     message = (
         r"source must be a file, a folder or a data set on the hub, got 'owner/data'; .*"
         r"the hub answered: cannot reach owner/data \(test\)"
     )
     with pytest.raises(FileNotFoundError, match=message):
         read_prompts("owner/data", split="test")
+    assert capfd.readouterr().err == ""  # one sentence, no notes of what was tried
+    assert logging.getLogger("huggingface_hub").level == level
 
 
 def test_a_name_on_the_hub_is_loaded_with_its_split(monkeypatch):

@@ -232,11 +232,14 @@ def test_the_scale_of_a_head_does_not_matter(rule: Any, factor: float) -> None:
     [
         (Selection(k=13), r"k must be between 0 and 12 \(dimensions of a head\), got 13"),
         (Selection(rule="smallest", k=13), r"k must be between 0 and 12 \(dimensions"),
-        (Selection(rule="random", k=7), r"k must be between 0 and 6 \(dimensions of a head\)"),
-        (Selection(rule="norm_matched", k=7), r"k must be between 0 and 6 \(dimensions"),
-        (Selection(rule="same_band", k=7), r"k must be between 0 and 6 \(dimensions"),
+        (
+            Selection(rule="random", k=7),
+            r"k .* 0 and 6 \(half the dimensions of a head: 'random' leaves the k largest",
+        ),
+        (Selection(rule="norm_matched", k=7), r"k must be between 0 and 6 \(half the dimensions"),
+        (Selection(rule="same_band", k=7), r"k must be between 0 and 6 \(half the dimensions"),
         (Selection(unit="pair", k=7), r"k must be between 0 and 6 \(pairs of a head\), got 7"),
-        (Selection(rule="random", unit="pair", k=4), r"k must be between 0 and 3 \(pairs"),
+        (Selection(rule="random", unit="pair", k=4), r"k must be between 0 and 3 \(half the pairs"),
     ],
 )
 def test_more_than_the_head_has_is_refused(selection: Selection, message: str) -> None:
