@@ -59,6 +59,8 @@ class ConflictConfig:
     """Default passages on which attention and cross-entropy are measured, and arms matched."""
     neutral_length: int = 64
     """Tokens of each."""
+    n_resamples: int = 2000
+    """Of the bootstrap over examples."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class ConflictConfig:
         require_in_range("legacy_examples", self.legacy_examples, low=0, high=220, unit="examples")
         require_in_range("n_neutral", self.n_neutral, low=2, high=32, unit="passages")
         require_in_range("neutral_length", self.neutral_length, low=8, high=1 << 20, unit="tokens")
+        require_in_range("n_resamples", self.n_resamples, low=1, high=10**6, unit="resamples")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +213,13 @@ def run_conflict(
     return ConflictResult(
         arms=arms,
         known=known_facts(conflicts, knows),
-        cells=conflict_cells(intact, by_arm, controls=matched_controls(arms), seed=config.seed),
+        cells=conflict_cells(
+            intact,
+            by_arm,
+            controls=matched_controls(arms),
+            n_resamples=config.n_resamples,
+            seed=config.seed,
+        ),
         legacy=legacy,
         effects=effects,
         config=config,
