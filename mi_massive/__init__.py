@@ -62,12 +62,7 @@ if TYPE_CHECKING:
     from mi_massive.battery import load_tasks, run_battery
     from mi_massive.capture import capture_norms
     from mi_massive.claims import Claim, ScoreboardResult, scoreboard
-    from mi_massive.conflict import (
-        ConflictConfig,
-        ConflictResult,
-        load_conflicts,
-        run_conflict,
-    )
+    from mi_massive.conflict import ConflictConfig, ConflictResult, run_conflict
     from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
     from mi_massive.doctor import DoctorResult, diagnose
     from mi_massive.evaluation import evaluate
@@ -156,7 +151,8 @@ _HOME = {
     "disrupt": "interventions",
     "disruption_hooks": "interventions",
     "evaluate": "evaluation",
-    "load_conflicts": "conflict",
+    "known_conflicts": "model_conflicts",
+    "load_conflicts": "model_conflicts",
     "load_model": "models",
     "load_own_task": "tasks",
     "load_result": "records",
@@ -236,6 +232,7 @@ __all__ = [
     "disrupt",
     "disruption_hooks",
     "evaluate",
+    "known_conflicts",
     "load_conflicts",
     "load_model",
     "load_own_task",

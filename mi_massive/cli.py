@@ -11,7 +11,7 @@ from mi_massive import _options as opt
 from mi_massive._conflict_command import conflict_command, conflict_for_report
 from mi_massive._disrupt_command import disrupt_command
 from mi_massive._list_commands import models_command, presets_command, tasks_command
-from mi_massive._patch_command import patch_command
+from mi_massive._patch_command import patch_command, patching_for_report
 from mi_massive._terminal import (
     one_sentence,
     print_claims,
@@ -68,6 +68,9 @@ def report(
     conflicts: Annotated[
         int, typer.Option(min=0, help="Facts to contradict under each edit (C6); 0: none.")
     ] = 0,
+    patching: Annotated[
+        int, typer.Option(min=0, help="Known facts to contradict and patch; 0: no patching.")
+    ] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a report of another model in the folder.")
     ] = False,
@@ -110,13 +113,15 @@ def report(
     from mi_massive.battery import n_cells, run_battery  # late: their imports follow models'
     from mi_massive.study import StudyConfig, run_study
 
+    # These two first: they can find that the model allows no conflict, before the long battery.
+    conflict = conflict_for_report(subject, conflicts, batch_size=batch_size, quiet=quiet)
+    patched = patching_for_report(subject, patching, batch_size=batch_size, quiet=quiet)
     disruption = None
     if examples and subject.is_causal and subject.has_head:
         with progress(n_cells(), quiet=quiet, what="tasks under edits") as advance:
             disruption = run_battery(
                 subject, n_examples=examples, batch_size=batch_size, on_progress=advance
             )
-    conflict = conflict_for_report(subject, conflicts, batch_size=batch_size, quiet=quiet)
     config = StudyConfig(
         concentration=configs[0],
         bands=configs[1],
@@ -132,6 +137,7 @@ def report(
             control_prompts=others,
             disruption=disruption,
             conflict=conflict,
+            **patched,
             config=config,
             on_progress=advance,
         )

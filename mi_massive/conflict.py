@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mi_massive._cells import kept
 from mi_massive._checks import require_in_range
@@ -41,7 +41,7 @@ from mi_massive.models.base import HookedModel
 from mi_massive.records import Provenance
 from mi_massive.scores import INTACT, Cell
 from mi_massive.stats import Estimate
-from mi_massive.tasks.conflicts import Conflict, ConflictSet, make_conflicts
+from mi_massive.tasks.conflicts import Conflict, ConflictSet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,34 +131,6 @@ class ConflictResult:
                 row |= _columns(name, value) if isinstance(value, Estimate) else {name: value}
             rows.append(row)
         return pd.DataFrame(rows)
-
-
-def load_conflicts(
-    model: HookedModel,
-    *,
-    relations: Sequence[str] | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-) -> ConflictSet:
-    """Make the conflicts whose answers are single tokens for a model's tokenizer.
-
-    Args:
-        model: From `load_model`.
-        relations: Names of relations; None takes all.
-        limit: At most so many subjects in all; None takes all.
-        seed: Of the order, the styles, the false objects and the filler.
-
-    Raises:
-        ValueError: If the model has no tokenizer, a relation does not exist, or nothing is left.
-    """
-    if model.tokenizer is None:
-        raise ValueError(f"the tokenizer of {model.name} must exist to write prompts, got none")
-    tokenizer = cast(Any, model.tokenizer)
-
-    def encode(text: str) -> list[int]:
-        return tokenizer(text)["input_ids"]
-
-    return make_conflicts(encode, relations=relations, limit=limit, seed=seed)
 
 
 def run_conflict(

@@ -44,7 +44,15 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
-        *("conflict", "patching", "_patch_setup", "attribution", "patched_patterns"),
+        "patch_battery",
+        *(
+            "conflict",
+            "model_conflicts",
+            "patching",
+            "_patch_setup",
+            "attribution",
+            "patched_patterns",
+        ),
         *("patch_speed", "twins", "quantization", "sweep", "speed", "generation_speed"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
     ),

@@ -16,7 +16,7 @@ def test_every_result_has_a_picture_but_single_pairs_and_every_one_a_table() -> 
     )
     assert [p.id for p in section.pictures] == ["patching-0", "patching-1", "patching-2"]
     counts = section.tables[0]
-    assert counts.rows[1] == ("rot_q by head, denoising", "5", "2", "24", "1")
+    assert counts.rows[1] == ("rot_q by head, denoising", "one at a time", "5", "2", "24", "1")
     largest = section.tables[2]
     assert largest.rows[0] == (*("0", "0", "last", "0.750", "[0.650, 0.850]", "0", "0.001", "yes"),)
     assert largest.rows[1][-1] == "no"  # as large as its placebo
@@ -57,6 +57,22 @@ def test_a_patch_of_another_model_is_refused() -> None:
 def test_every_cell_of_every_patch_is_in_the_table() -> None:
     from test_report import bare as make
 
-    made = frames(make(patching=(patching_result("layer"), patching_result("head"))))["patching"]
-    assert len(made) == 6 + 24
-    assert set(made["granularity"]) == {"layer", "head"}
+    patches = (patching_result("layer"), patching_result("head"))
+    made = frames(make(patching=patches, attributions=(attribution_result(),)))
+    assert len(made["patching"]) == 6 + 24
+    assert set(made["patching"]["granularity"]) == {"layer", "head"}
+    estimates = made["attribution"]
+    assert len(estimates) == 8
+    assert estimates["estimated"].tolist() == pytest.approx([i / 10 for i in range(8)])
+    # The three of the sample and the three of the top, one of them in both and undefined there.
+    assert estimates["exact"].notna().tolist() == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert set(estimates["granularity"]) == {"pair"}

@@ -99,10 +99,18 @@ def _picture(result: PatchingResult, at: int) -> Picture:
 def _counts(results: Sequence[PatchingResult]) -> Table:
     return Table(
         caption="What was patched",
-        head=("patch", "pairs", "left out: nothing to recover", "cells", "significant cells"),
+        head=(
+            "patch",
+            "layers",
+            "pairs",
+            "left out: nothing to recover",
+            "cells",
+            "significant cells",
+        ),
         rows=tuple(
             (
                 _name(result),
+                "all at once" if result.config.joint else "one at a time",
                 f"{result.n:,}",
                 f"{result.n_left_out:,}",
                 f"{result.recovered.numel():,}",
