@@ -27,7 +27,7 @@ from mi_massive.patching import patch
 from mi_massive.prompt_pairs import PromptPair
 
 N_HEADS: Final = 4
-"""Heads whose attention is shown: those that recover the most, of either sign."""
+"""Heads whose attention is shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -79,13 +79,19 @@ def run_patch_battery(
         for site in ("rot_q", "rot_k")
     ]
     attributions = _attributions(model, pairs, config)
-    chosen = [(int(cell["layer"]), int(cell["head"])) for cell in heads.largest(N_HEADS)]
-    patterns = capture_patched_patterns(model, pairs[0], heads=chosen)
+    patterns = capture_patched_patterns(model, pairs[0], heads=heads_that_matter(heads))
     if on_progress is not None:
         on_progress(1)
     return PatchBattery(
         patches=(heads, bands, *massive), attributions=attributions, patterns=patterns
     )
+
+
+def heads_that_matter(result: PatchingResult, n: int = N_HEADS) -> list[tuple[int, int]]:
+    """Block and head of the largest significant cells, then of the largest of the others."""
+    cells = result.largest(result.recovered.numel())
+    chosen = sorted(cells, key=lambda cell: not cell["significant"])[:n]
+    return [(int(cell["layer"]), int(cell["head"])) for cell in chosen]
 
 
 def n_steps(model: HookedModel) -> int:

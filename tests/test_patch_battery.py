@@ -1,13 +1,15 @@
 """The patches of a report: every part of it, on models that have it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from patch_models import random_pairs
+from sample_patching import patching_result
 from tiny_models import FAMILIES, llama
 
 from mi_massive.models import HookedModel, load_model
-from mi_massive.patch_battery import N_HEADS, n_steps, run_patch_battery
+from mi_massive.patch_battery import heads_that_matter, n_steps, run_patch_battery
 
 
 @pytest.fixture(scope="module", name="llama")
@@ -31,9 +33,15 @@ def test_a_rotary_model_gets_every_part_and_the_patterns_of_its_largest_heads(
     assert estimates.site == "rot_q"
     assert found.patterns is not None
     shown = [(view.block, view.head) for view in found.patterns.heads]
-    sizes = found.patches[0].recovered[..., 0].abs()
-    largest = sizes.flatten().sort(descending=True).indices[:N_HEADS].tolist()
-    assert shown == [divmod(place, sizes.shape[1]) for place in largest]
+    assert shown == heads_that_matter(found.patches[0])
+
+
+def test_significant_heads_come_before_larger_ones_that_are_not() -> None:
+    planted = patching_result("head")
+    recovered = planted.recovered.clone()
+    recovered[1, 2, 0] = 5.0  # larger than the significant head, and no more than chance
+    result = replace(planted, recovered=recovered)
+    assert heads_that_matter(result, 3) == [(0, 0), (1, 2), (0, 1)]
 
 
 def test_a_model_without_rotation_gets_its_heads_alone(tmp_path: Path) -> None:

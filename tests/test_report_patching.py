@@ -7,6 +7,7 @@ from mi_massive.report import ReportResults
 from mi_massive.report.frames import frames
 from mi_massive.report.page import render_page
 from mi_massive.report.patching import patching_section
+from mi_massive.viz.patterns import circuitsvis_bundle
 
 
 def test_every_result_has_a_picture_but_single_pairs_and_every_one_a_table() -> None:
@@ -26,6 +27,8 @@ def test_every_result_has_a_picture_but_single_pairs_and_every_one_a_table() -> 
     assert top.rows[2][5] == "undefined"
     assert section.tokens is not None
     assert '"runs"' in section.tokens
+    assert "with the head’s own rot_q of the clean run" in section.tokens_reading
+    assert patching_section(results, title="t").tokens_reading == ""
 
 
 @pytest.fixture(scope="module", name="bare")
@@ -42,6 +45,8 @@ def test_the_page_has_the_section_only_with_a_result(bare: ReportResults) -> Non
     page = render_page(make(patching=(patching_result(),), patched_patterns=patched_patterns()))
     assert 'id="patching"' in page
     assert "Which parts carry the answer?" in page
+    assert circuitsvis_bundle() in page  # also without the view of massive dimensions
+    assert circuitsvis_bundle() not in render_page(make(patching=(patching_result(),)))
     noted = render_page(make(notes=("patching: No pair had a difference.",)))
     assert 'id="patching"' in noted
     assert "No pair had a difference." in noted
