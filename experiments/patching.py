@@ -6,7 +6,8 @@ of it than as many others, with the first token's rows (the attention sink) left
 Refuted by: massive pairs that recover no more than matched ones, or no more than activations of an
 unrelated prompt do, once the first token is left out.
 Cost: about 15 minutes on two cores for the default model; finished layers are kept.
-Command: python experiments/patching.py
+Command: python experiments/patching.py --parts heads bands_q massive_q massive_k pairs_q
+         python experiments/patching.py --known  # facts that the model knows closed-book
 """
 
 import argparse
@@ -21,6 +22,7 @@ from mi_massive import (
     PromptPair,
     attribute,
     conflict_pairs,
+    known_conflicts,
     load_conflicts,
     load_model,
     patch,
@@ -43,13 +45,14 @@ PARTS = {
 pairs of single heads are estimated by gradients and their largest patched."""
 
 
-def choose_pairs(model: HookedModel, limit: int) -> list[PromptPair]:
+def choose_pairs(model: HookedModel, limit: int, *, known: bool) -> list[PromptPair]:
     """Conflicts of the four most common lengths: pairs of one length share a pass."""
     found = load_conflicts(model)
-    lengths = Counter(len(conflict.conflicting) for conflict in found.conflicts)
+    asked = known_conflicts(model, found) if known else found.conflicts
+    lengths = Counter(len(conflict.conflicting) for conflict in asked)
     common = [length for length, _ in lengths.most_common(4)]
-    each = -(-limit // len(common))
-    chosen = [[c for c in found.conflicts if len(c.conflicting) == n][:each] for n in common]
+    each = -(-limit // max(1, len(common)))
+    chosen = [[c for c in asked if len(c.conflicting) == n][:each] for n in common]
     return conflict_pairs([conflict for part in chosen for conflict in part])
 
 
@@ -99,18 +102,22 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--model", default="smollm2-135m-instruct")
     options.add_argument("--limit", type=int, default=24, help="conflicts")
+    options.add_argument(
+        "--known", action="store_true", help="conflicts that the model knows closed-book alone"
+    )
     options.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     options.add_argument("--k", type=int, default=2, help="pairs of each head in massive arms")
     options.add_argument("--rows", type=int, default=64, help="rows of a forward pass")
+    options.add_argument("--device", default="cpu")
     options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
     options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
-    model = load_model(given.model)
-    pairs = choose_pairs(model, given.limit)
+    model = load_model(given.model, device=given.device)
+    pairs = choose_pairs(model, given.limit, known=given.known)
     for part in given.parts:
         result = measure(part, model, pairs, given)
         report(part, result)
-        save_result(result, given.out / f"patching_{part}_{given.model}.json")
+        save_result(result, given.out / f"patching_{part}_{Path(given.model).name.lower()}.json")
 
 
 if __name__ == "__main__":

@@ -63,12 +63,7 @@ if TYPE_CHECKING:
     from mi_massive.battery import load_tasks, run_battery
     from mi_massive.capture import capture_norms
     from mi_massive.claims import Claim, ScoreboardResult, scoreboard
-    from mi_massive.conflict import (
-        ConflictConfig,
-        ConflictResult,
-        load_conflicts,
-        run_conflict,
-    )
+    from mi_massive.conflict import ConflictConfig, ConflictResult, run_conflict
     from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
     from mi_massive.doctor import DoctorResult, diagnose
     from mi_massive.evaluation import evaluate
@@ -80,6 +75,7 @@ if TYPE_CHECKING:
         disrupt,
         disruption_hooks,
     )
+    from mi_massive.model_conflicts import known_conflicts, load_conflicts
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model
     from mi_massive.norms import AttentionNorms
     from mi_massive.patch_results import (
@@ -166,7 +162,8 @@ _HOME = {
     "disrupt": "interventions",
     "disruption_hooks": "interventions",
     "evaluate": "evaluation",
-    "load_conflicts": "conflict",
+    "known_conflicts": "model_conflicts",
+    "load_conflicts": "model_conflicts",
     "load_model": "models",
     "load_own_task": "tasks",
     "load_result": "records",
@@ -253,6 +250,7 @@ __all__ = [
     "disrupt",
     "disruption_hooks",
     "evaluate",
+    "known_conflicts",
     "load_conflicts",
     "load_model",
     "load_own_task",

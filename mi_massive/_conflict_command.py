@@ -56,7 +56,8 @@ def conflict_command(
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
 
     from mi_massive.arms import make_arms  # late, as all that loads transformers
-    from mi_massive.conflict import ConflictConfig, load_conflicts, run_conflict
+    from mi_massive.conflict import ConflictConfig, run_conflict
+    from mi_massive.model_conflicts import load_conflicts
 
     arms = make_arms(wanted, ks=ks, n_seeds=seeds) if wanted else ()
     config = ConflictConfig(
@@ -130,7 +131,8 @@ def conflict_for_report(model: Any, n_facts: int, *, batch_size: int, quiet: boo
     if not n_facts:
         return None
     from mi_massive.arms import make_arms
-    from mi_massive.conflict import ConflictConfig, load_conflicts, run_conflict
+    from mi_massive.conflict import ConflictConfig, run_conflict
+    from mi_massive.model_conflicts import load_conflicts
 
     arms = make_arms(("paper", "smallest", "effect_matched"))
     with progress(1 + len(arms), quiet=quiet, what="conflicts under edits") as advance:

@@ -9,7 +9,7 @@ import typer
 from mi_massive import _options as opt
 from mi_massive._disrupt_command import split
 from mi_massive._patch_units import require_granularity, require_site
-from mi_massive._terminal import print_json, print_records, progress
+from mi_massive._terminal import print_json, print_records, progress, waiting
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.patch_results import Direction, PatchingConfig
 from mi_massive.records import save_result
@@ -39,7 +39,9 @@ def patch_command(
     corrupted: Annotated[
         str, typer.Option(help="The other context: consistent (states the fact) or neutral.")
     ] = "consistent",
-    limit: Annotated[int, typer.Option(min=1, help="Conflicts to patch.")] = 24,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Conflicts to patch: facts that the model knows closed-book.")
+    ] = 24,
     k: Annotated[int, typer.Option(min=1, help="Of massive: pairs of each head.")] = _CONFIG.k,
     joint: Annotated[
         bool, typer.Option("--joint", help="Patch all layers at once instead of one at a time.")
@@ -77,13 +79,16 @@ def patch_command(
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
 
     from mi_massive._patch_setup import patched_layers  # late, as all that loads transformers
-    from mi_massive.conflict import load_conflicts
     from mi_massive.patching import patch
-    from mi_massive.tasks.conflicts import conflict_pairs
 
-    found = load_conflicts(loaded, limit=limit)
-    pairs = conflict_pairs(found.conflicts, corrupted=cast(Any, corrupted))
     n_layers = 1 if joint else len(patched_layers(loaded, site=require_site(site)))
+    with waiting("asking facts closed-book", quiet=quiet):
+        pairs, n_asked = _known_pairs(loaded, limit, corrupted=corrupted)
+    if not pairs:
+        raise ValueError(
+            f"{loaded.name} must know a fact closed-book for its conflict to be patched, got none "
+            f"of {n_asked}; ask another model"
+        )
     with progress(n_layers, quiet=quiet, what="layers") as advance:
         result = patch(
             loaded,
@@ -117,6 +122,37 @@ def patch_command(
         print_records(title, [_row(cell) for cell in largest])
     if save is not None:
         save_result(result, save)
+
+
+def patching_for_report(
+    model: Any, n_pairs: int, *, batch_size: int, quiet: bool
+) -> dict[str, Any]:
+    """The patches of a report as arguments of `run_study`; nothing for no pairs."""
+    if not n_pairs:
+        return {}
+    from mi_massive.patch_battery import n_steps, run_patch_battery
+
+    with waiting("asking facts closed-book", quiet=quiet):
+        pairs, n_asked = _known_pairs(model, n_pairs)
+    if not pairs:
+        return {"notes": (f"patching: The model knows none of {n_asked} facts closed-book.",)}
+    with progress(n_steps(model), quiet=quiet, what="patches") as advance:
+        found = run_patch_battery(model, pairs, batch_size=8 * batch_size, on_progress=advance)
+    return {
+        "patching": found.patches,
+        "attributions": found.attributions,
+        "patched_patterns": found.patterns,
+    }
+
+
+def _known_pairs(model: Any, limit: int, *, corrupted: str = "consistent") -> tuple[list[Any], int]:
+    """Pairs of the first conflicts that the model knows, and how many it could have been asked."""
+    from mi_massive.model_conflicts import known_conflicts, load_conflicts
+    from mi_massive.tasks.conflicts import conflict_pairs
+
+    found = load_conflicts(model)
+    known = known_conflicts(model, found, limit=limit)
+    return conflict_pairs(known, corrupted=cast(Any, corrupted)), len(found.conflicts)
 
 
 def _row(cell: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mi_massive._cells import kept
 from mi_massive._checks import require_in_range
@@ -41,7 +41,7 @@ from mi_massive.models.base import HookedModel
 from mi_massive.records import Provenance
 from mi_massive.scores import INTACT, Cell
 from mi_massive.stats import Estimate
-from mi_massive.tasks.conflicts import Conflict, ConflictSet, make_conflicts
+from mi_massive.tasks.conflicts import Conflict, ConflictSet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,8 @@ class ConflictConfig:
     """Default passages on which attention and cross-entropy are measured, and arms matched."""
     neutral_length: int = 64
     """Tokens of each."""
+    n_resamples: int = 2000
+    """Of the bootstrap over examples."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class ConflictConfig:
         require_in_range("legacy_examples", self.legacy_examples, low=0, high=220, unit="examples")
         require_in_range("n_neutral", self.n_neutral, low=2, high=32, unit="passages")
         require_in_range("neutral_length", self.neutral_length, low=8, high=1 << 20, unit="tokens")
+        require_in_range("n_resamples", self.n_resamples, low=1, high=10**6, unit="resamples")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,34 +133,6 @@ class ConflictResult:
         return pd.DataFrame(rows)
 
 
-def load_conflicts(
-    model: HookedModel,
-    *,
-    relations: Sequence[str] | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-) -> ConflictSet:
-    """Make the conflicts whose answers are single tokens for a model's tokenizer.
-
-    Args:
-        model: From `load_model`.
-        relations: Names of relations; None takes all.
-        limit: At most so many subjects in all; None takes all.
-        seed: Of the order, the styles, the false objects and the filler.
-
-    Raises:
-        ValueError: If the model has no tokenizer, a relation does not exist, or nothing is left.
-    """
-    if model.tokenizer is None:
-        raise ValueError(f"the tokenizer of {model.name} must exist to write prompts, got none")
-    tokenizer = cast(Any, model.tokenizer)
-
-    def encode(text: str) -> list[int]:
-        return tokenizer(text)["input_ids"]
-
-    return make_conflicts(encode, relations=relations, limit=limit, seed=seed)
-
-
 def run_conflict(
     model: HookedModel,
     conflicts: ConflictSet,
@@ -210,7 +185,13 @@ def run_conflict(
     return ConflictResult(
         arms=arms,
         known=known_facts(conflicts, knows),
-        cells=conflict_cells(intact, by_arm, controls=matched_controls(arms), seed=config.seed),
+        cells=conflict_cells(
+            intact,
+            by_arm,
+            controls=matched_controls(arms),
+            n_resamples=config.n_resamples,
+            seed=config.seed,
+        ),
         legacy=legacy,
         effects=effects,
         config=config,

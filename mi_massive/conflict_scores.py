@@ -14,8 +14,9 @@ holds it; the closed-book score beside it says whether there is any memory left 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -129,6 +130,7 @@ def conflict_cells(
     by_arm: Mapping[str, ConflictAnswers],
     *,
     controls: Mapping[str, str],
+    n_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[ConflictCell, ...]:
     """Cells of the intact model and of every arm: all conflicts, each relation, each style.
@@ -137,7 +139,8 @@ def conflict_cells(
         intact: Of the known conflicts.
         by_arm: Of the same conflicts in the same order, by the name of the arm.
         controls: The matched control of an arm, where it has one.
-        seed: Of the bootstrap.
+        n_resamples: Of the bootstrap, and of the test of the logit difference.
+        seed: Of both.
 
     Returns:
         All conflicts first, in every read-out; then relations and styles, read among the
@@ -157,24 +160,38 @@ def conflict_cells(
     relations = dict.fromkeys(answer.relation for answer in intact.answers)
     styles = dict.fromkeys(answer.style for answer in intact.answers)
     parts = [(None, None), *((r, None) for r in relations), *((None, s) for s in styles)]
+    averages = partial(estimate, n_of="examples", n_resamples=n_resamples, seed=seed)
+    every = {INTACT: intact, **by_arm}
     cells: list[ConflictCell] = []
     for relation, style in parts:
         chosen = np.array(
             [relation in (None, a.relation) and style in (None, a.style) for a in intact.answers],
             dtype=bool,
         )
+        differences = _differences(every, chosen, averages)
         whole = relation is None and style is None
         for readout in CONFLICT_READOUTS if whole else (DECIDING,):
             conditions = {
-                name: _Condition(answers, readout, chosen)
-                for name, answers in {INTACT: intact, **by_arm}.items()
+                name: _Condition(answers, readout, chosen) for name, answers in every.items()
             }
             made = [
-                _cell(name, conditions, controls.get(name), readout, relation, style, seed)
-                for name in conditions
+                ConflictCell(
+                    arm=name,
+                    relation=relation,
+                    style=style,
+                    readout=readout,
+                    **_shares(conditions[INTACT], after, averages),
+                    **differences[name],
+                    **_against(conditions, name, controls.get(name), averages),
+                )
+                for name, after in conditions.items()
             ]
             cells += _corrected(made)
     return tuple(cells)
+
+
+_Average = Callable[..., Estimate]
+"""Mean over examples with its interval."""
 
 
 class _Condition:
@@ -187,49 +204,48 @@ class _Condition:
         self.keeps: Flags = given == "memory"
         self.neither: Flags = given == "neither"
         self.recalls: Flags = recalled == "memory"
-        diffs = np.array([a.conflict.logit_diff for a in answers.answers], dtype=np.float64)
-        self.logit_diff: Float[np.ndarray, "example"] = diffs[chosen]
 
 
-def _cell(
-    name: str,
-    conditions: Mapping[str, _Condition],
-    control: str | None,
-    readout: ConflictReadout,
-    relation: str | None,
-    style: str | None,
-    seed: int,
-) -> ConflictCell:
-    before, after = conditions[INTACT], conditions[name]
-    matched = None if control is None else conditions[control]
-    diffs = estimate(after.logit_diff, n_of="examples", seed=seed)
-    moved = estimate(
-        after.logit_diff - before.logit_diff,
-        n_of="examples",
-        null=0.0,
-        alternative="two-sided",
-        seed=seed,
-    )
-    return ConflictCell(
-        arm=name,
-        relation=relation,
-        style=style,
-        readout=readout,
-        follows=proportion(after.follows),
-        keeps=proportion(after.keeps),
-        neither=proportion(after.neither),
-        follows_change=_change(before.follows, after.follows, seed),
-        keeps_change=_change(before.keeps, after.keeps, seed),
-        to_memory=proportion(after.keeps[before.follows]),
-        to_neither=proportion(after.neither[before.follows]),
-        to_context=proportion(after.follows[before.keeps]),
-        closed_book=proportion(after.recalls),
-        lost_both=proportion(after.neither & ~after.recalls),
-        logit_diff=diffs,
-        logit_diff_change=moved,
-        control=control,
-        beyond_control=_UNDEFINED if matched is None else _change(matched.keeps, after.keeps, seed),
-    )
+def _shares(before: _Condition, after: _Condition, averages: _Average) -> dict[str, Any]:
+    return {
+        "follows": proportion(after.follows),
+        "keeps": proportion(after.keeps),
+        "neither": proportion(after.neither),
+        "follows_change": _change(before.follows, after.follows, averages),
+        "keeps_change": _change(before.keeps, after.keeps, averages),
+        "to_memory": proportion(after.keeps[before.follows]),
+        "to_neither": proportion(after.neither[before.follows]),
+        "to_context": proportion(after.follows[before.keeps]),
+        "closed_book": proportion(after.recalls),
+        "lost_both": proportion(after.neither & ~after.recalls),
+    }
+
+
+def _differences(
+    every: Mapping[str, ConflictAnswers], chosen: Flags, averages: _Average
+) -> dict[str, dict[str, Any]]:
+    """Logit differences of each arm and their change, which are the same in every read-out."""
+    diffs: dict[str, Float[np.ndarray, "example"]] = {
+        name: np.array([a.conflict.logit_diff for a in answers.answers], dtype=np.float64)[chosen]
+        for name, answers in every.items()
+    }
+    return {
+        name: {
+            "logit_diff": averages(own),
+            "logit_diff_change": averages(own - diffs[INTACT], null=0.0, alternative="two-sided"),
+        }
+        for name, own in diffs.items()
+    }
+
+
+def _against(
+    conditions: Mapping[str, _Condition], name: str, control: str | None, averages: _Average
+) -> dict[str, Any]:
+    """The share that keeps memory, against the matched control."""
+    if control is None:
+        return {"control": None, "beyond_control": _UNDEFINED}
+    change = _change(conditions[control].keeps, conditions[name].keeps, averages)
+    return {"control": control, "beyond_control": change}
 
 
 _UNDEFINED: Final = Estimate(
@@ -237,13 +253,10 @@ _UNDEFINED: Final = Estimate(
 )
 
 
-def _change(before: Flags, after: Flags, seed: int) -> Estimate:
+def _change(before: Flags, after: Flags, averages: _Average) -> Estimate:
     """Share after minus share before, on the same examples."""
-    found = estimate(
-        after.astype(np.float64) - before.astype(np.float64), n_of="examples", seed=seed
-    )
     return replace(
-        found,
+        averages(after.astype(np.float64) - before.astype(np.float64)),
         test="paired bootstrap over examples; McNemar exact",
         p_value=mcnemar_p_value(before, after),
         null=0.0,

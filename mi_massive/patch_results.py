@@ -1,9 +1,11 @@
 """How a patch is measured and what it gives: configuration and result, without running a model."""
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -193,6 +195,20 @@ class AttributionResult:
     n_left_out: int
     config: PatchingConfig
     provenance: Provenance
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a cell: its estimate, and what patching it recovers where that was done."""
+        import pandas as pd
+
+        cells = list(itertools.product(*(self.labels[axis] for axis in self.axes)))
+        frame = pd.DataFrame(cells, columns=list(self.axes))
+        frame["estimated"] = self.estimated.flatten().numpy()
+        exact = torch.full_like(self.estimated, math.nan)
+        for places, values in ((self.sample, self.sample_exact), (self.top, self.top_exact)):
+            for place, value in zip(places, values, strict=True):
+                exact[place] = value
+        frame["exact"] = exact.flatten().numpy()
+        return frame
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
-from mi_massive.patch_results import PatchingResult
+from mi_massive.patch_results import AttributionResult, PatchedPatternsResult, PatchingResult
 from mi_massive.pattern_capture import capture_patterns
 from mi_massive.patterns import PatternsResult
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
@@ -43,7 +43,10 @@ def run_study(
     disruption: DisruptionResult | None = None,
     conflict: ConflictResult | None = None,
     patching: Sequence[PatchingResult] = (),
+    attributions: Sequence[AttributionResult] = (),
+    patched_patterns: PatchedPatternsResult | None = None,
     twins: Sequence[TwinsResult] = (),
+    notes: Sequence[str] = (),
     config: StudyConfig | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> ReportResults:
@@ -59,7 +62,10 @@ def run_study(
         disruption: Of the same model, from `run_battery` or `run_disruption`, for C4 and C5.
         conflict: Of the same model, from `run_conflict`, for C6.
         patching: Of the same model, from `patch`, for the report's section.
+        attributions: Of the same model, from `attribute`, for the same section.
+        patched_patterns: Of the same model, from `capture_patched_patterns`, for the same section.
         twins: From `train_twins`; the first judges C3b, C8e and C9b, all have a section.
+        notes: Sentences for the reader beside the study's own, see `ReportResults.notes`.
         config: Defaults throughout if left out.
         on_progress: Called with the number of prompts finished since the last call, of the model
             and then the control.
@@ -78,14 +84,14 @@ def run_study(
     rotates = norms.geometry.rotates
     banded = bands(norms, config=config.bands) if rotates else None
     symmetric = symmetry(norms, config=config.symmetry) if rotates else None
-    notes = _notes(model, control, disruption, config)
+    said = _notes(model, control, disruption, config)
     controlled: ConcentrationResult | None = None
     if control is not None:
         others, cut = _fit(control, prompts if control_prompts is None else control_prompts, config)
         controlled = concentration(
             _capture(control, others, config, on_progress), config=config.concentration
         )
-        notes += cut
+        said += cut
     patterns: PatternsResult | None = None
     if config.n_pattern_heads and model.has_head:
         tokenized = isinstance(prompts, TokenizedPrompts)
@@ -109,8 +115,10 @@ def run_study(
         disruption=disruption,
         conflict=conflict,
         patching=tuple(patching),
+        attributions=tuple(attributions),
+        patched_patterns=patched_patterns,
         twins=tuple(twins),
-        notes=notes,
+        notes=(*said, *notes),
     )
 
 

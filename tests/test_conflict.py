@@ -13,7 +13,7 @@ from tiny_models import llama
 from mi_massive import conflict as conflict_module
 from mi_massive._conflict_answers import ask_conflicts, reading
 from mi_massive.arms import make_arms
-from mi_massive.conflict import ConflictConfig, ConflictResult, load_conflicts, run_conflict
+from mi_massive.conflict import ConflictConfig, ConflictResult, run_conflict
 from mi_massive.conflict_scores import CONFLICT_READOUTS, conflict_cells
 from mi_massive.interventions import disrupt
 from mi_massive.models import HookedModel, load_model
@@ -25,7 +25,7 @@ from mi_massive.tasks.conflicts import Conflict, ConflictSet, RelationCount
 
 CANDIDATES = {"even": tuple(range(10, 16)), "odd": tuple(range(20, 25))}
 STYLES = ("assertive", "quoted", "according_to_text", "fictional")
-QUICK = ConflictConfig(n_neutral=2, neutral_length=24)
+QUICK = ConflictConfig(n_neutral=2, neutral_length=24, n_resamples=200)
 ARMS = ("paper", "random")
 
 
@@ -181,7 +181,7 @@ def test_cells_are_those_of_the_known_conflicts_asked_on_their_own(
     }
     alone = {n: ask_conflicts(model, known, CANDIDATES, e, batch_size=8) for n, e in edits.items()}
     intact = alone.pop(INTACT)
-    expected = conflict_cells(intact, alone, controls={})
+    expected = conflict_cells(intact, alone, controls={}, n_resamples=QUICK.n_resamples)
     assert len(result.cells) == len(expected)
     for cell, other in zip(result.cells, expected, strict=True):
         assert (cell.arm, cell.part, cell.control) == (other.arm, other.part, other.control)
@@ -292,10 +292,10 @@ def test_bad_arguments_are_refused(model: HookedModel, conflicts: ConflictSet) -
         run_conflict(model, replace(conflicts, conflicts=()), ())
     with pytest.raises(ValueError, match="arms must have different names, got one twice"):
         run_conflict(model, conflicts, [*make_arms(("paper",)), *make_arms(("paper",))])
-    with pytest.raises(ValueError, match="encode must give one token for at least one fact"):
-        load_conflicts(model, limit=4)  # its tokenizer knows 64 words, none of them an object
     with pytest.raises(ValueError, match="legacy_examples must be between 0 and 220"):
         ConflictConfig(legacy_examples=-1)
+    with pytest.raises(ValueError, match="n_resamples must be between 1 and"):
+        ConflictConfig(n_resamples=0)
 
 
 def test_an_unknown_cell_is_refused(result: ConflictResult) -> None:

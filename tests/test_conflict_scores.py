@@ -1,11 +1,13 @@
 """Shares and flips are those that one counts by hand, example by example."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import sample_results
 
+from mi_massive import conflict_scores
 from mi_massive.conflict_scores import (
     CONFLICT_READOUTS,
     DECIDING,
@@ -14,12 +16,12 @@ from mi_massive.conflict_scores import (
     ConflictCell,
     Reading,
     Said,
-    conflict_cells,
 )
 from mi_massive.proportions import mcnemar_p_value
 from mi_massive.scores import INTACT
 from mi_massive.stats import holm
 
+conflict_cells = partial(conflict_scores.conflict_cells, n_resamples=200)
 KINDS: tuple[Said, ...] = ("context", "memory", "neither")
 
 

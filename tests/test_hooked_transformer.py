@@ -4,8 +4,10 @@ The class was removed in transformer-lens 4.0. The CI job `hooked-transformer` r
 transformer-lens 3.9, its last release; elsewhere everything here is skipped.
 """
 
+import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -14,12 +16,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mi_massive.attribution import attribute
 from mi_massive.bands import BandsConfig, bands
 from mi_massive.capture import capture_norms
 from mi_massive.concentration import ConcentrationConfig, concentration
 from mi_massive.models.base import HookedModel
 from mi_massive.models.checkpoint import resolve_checkpoint
+from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.models.load import load_model
+from mi_massive.patch_results import PatchingConfig
+from mi_massive.patching import patch
+from mi_massive.prompt_pairs import PromptPair
 from mi_massive.prompts import TokenizedPrompts, default_passages
 from mi_massive.symmetry import SymmetryConfig, symmetry
 
@@ -367,6 +374,73 @@ def test_a_hook_point_that_does_not_fire_is_refused() -> None:
     message = r"must name hook points that fire on mine, got 'blocks.0.attn.hook_rot_k'"
     with pytest.raises(ValueError, match=message):
         model.run_with_hooks(ids, fwd_hooks=[("blocks.0.attn.hook_rot_k", zeroed)])
+
+
+# --- small models: patching ------------------------------------------------------------------
+
+
+def patch_pairs() -> list[PromptPair]:
+    rows = build_prompts((9, 9, 9)).input_ids
+    return [
+        PromptPair(
+            id=str(number),
+            clean=ids,
+            corrupted=(*ids[:3], (ids[3] + 1) % 50, *ids[4:]),
+            answer=number,
+            other=number + 10,
+            groups={"object": (3,), "last": (8,)},
+        )
+        for number, ids in enumerate(rows)
+    ]
+
+
+def turned(model: HookedModel, pair: PromptPair) -> PromptPair:
+    """The pair with the answers that its difference pulls apart the most."""
+    with torch.no_grad():
+        clean, corrupted = (
+            model.bridge(torch.tensor([ids]), return_type="logits")[0, -1]
+            for ids in (pair.clean, pair.corrupted)
+        )
+    moved = clean - corrupted
+    return replace(pair, answer=int(moved.argmax()), other=int(moved.argmin()))
+
+
+def put(states: Tensor, hook: Any, *, source: Tensor, head: int) -> Tensor:
+    states[:, 3, head] = source[:, 3, head]
+    return states
+
+
+@pytest.mark.parametrize("reuse", ["layers", "nothing"])
+def test_every_head_is_patched_as_by_a_hook_of_ones_own(reuse: Any) -> None:
+    model = HookedModel.wrap(GQA.build())
+    pairs = [turned(model, pair) for pair in patch_pairs()]
+    config = PatchingConfig(n_resamples=50, min_difference=1e-9, reuse=reuse)
+    found = patch(model, pairs, site="v", groups=("object",), config=config)
+    assert found.labels["kv_head"] == (0, 1)
+    for number, pair in enumerate(pairs):
+        clean, corrupted = (torch.tensor([ids]) for ids in (pair.clean, pair.corrupted))
+        answers = [pair.answer, pair.other]
+        with torch.no_grad():
+            _, cache = model.bridge.run_with_cache(clean)
+            plain = model.bridge(corrupted, return_type="logits")[0, -1, answers]
+        for layer, head in itertools.product(range(N_LAYERS), range(2)):
+            name = f"blocks.{layer}.attn.hook_v"
+            hook = partial(put, source=cache[name], head=head)
+            logits = model.run_with_hooks(corrupted, fwd_hooks=[(name, hook)])
+            moved = (logits[0, -1, answers] - plain).tolist()
+            effect = float(found.effects[layer, head, 0, number])
+            assert effect == pytest.approx(moved[0] - moved[1], abs=1e-5)
+
+
+def test_estimates_are_checked_and_a_missing_cache_is_named() -> None:
+    model = HookedModel.wrap(GQA.build())
+    pairs = [turned(model, pair) for pair in patch_pairs()]
+    config = PatchingConfig(n_resamples=50, min_difference=1e-9, reuse="layers")
+    found = attribute(model, pairs, n_sample=12, n_top=4, config=config)
+    assert found.n_examples == 3
+    assert bool(found.sample_exact.isfinite().all())
+    with pytest.raises(UnsupportedModelError, match="one of another kind; use reuse='layers'"):
+        patch(model, pairs, site="z")
 
 
 # --- the default model's weights -------------------------------------------------------------

@@ -46,7 +46,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
-        *("conflict", "patching", "_patch_setup", "attribution", "patched_patterns"),
+        *("conflict", "model_conflicts", "patching", "_patch_setup", "patch_battery"),
+        *("attribution", "patched_patterns"),
         *("twins", "twin_runs", "twin_results", "_twin_training"),
         *("patch_speed", "quantization", "sweep", "speed", "generation_speed"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
@@ -62,6 +63,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "_disrupt_command",
         "_patch_command",
         "_twins_command",
+        "_report_command",
         "_list_commands",
         "_options",
         "_terminal",

@@ -8,7 +8,7 @@ import pytest
 from patch_models import random_pairs
 from tiny_models import llama
 
-from mi_massive import cli, conflict, load_model, load_result
+from mi_massive import cli, load_model, load_result, model_conflicts
 from mi_massive.patch_results import PatchingResult
 from mi_massive.tasks import conflicts
 
@@ -37,7 +37,7 @@ def fixture_planted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs that a vocabulary of 64 words can say."""
     pairs = random_pairs(load_model(folder))
     made = conflicts.ConflictSet(conflicts=(), candidates={}, counts=())
-    monkeypatch.setattr(conflict, "load_conflicts", lambda model, limit: made)
+    monkeypatch.setattr(model_conflicts, "load_conflicts", lambda model: made)
     monkeypatch.setattr(conflicts, "conflict_pairs", lambda found, corrupted: pairs)
 
 
@@ -84,3 +84,16 @@ def test_bad_options_are_one_sentence(
     assert status == 1
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+def test_a_model_that_knows_no_fact_is_refused_and_not_given_zeros(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = conflicts.ConflictSet(conflicts=(), candidates={}, counts=())
+    monkeypatch.setattr(model_conflicts, "load_conflicts", lambda model: made)
+    saved = tmp_path / "result.json"
+    status, out, err = run(folder, "--quiet", "--save", saved)
+    assert (status, out) == (1, "")
+    assert "must know a fact closed-book for its conflict to be patched, got none of 0" in err
+    assert err.count("\n") == 1
+    assert not saved.exists()

@@ -201,6 +201,16 @@ def test_every_site_equals_the_loop_of_transformer_lens(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_bridge_that_is_already_held_is_patched_as_the_loaded_model(
+    llama: HookedModel, pairs: list[PromptPair]
+) -> None:
+    held = HookedModel.wrap(llama.bridge)
+    for site in ("z", "rot_k"):
+        own, wrapped = (patch(m, pairs, site=site, config=QUICK) for m in (llama, held))
+        assert wrapped.labels == own.labels
+        torch.testing.assert_close(wrapped.effects, own.effects, atol=1e-6, rtol=0)
+
+
 def test_keys_and_values_have_their_own_heads_and_are_not_padded(
     llama: HookedModel, pairs: list[PromptPair]
 ) -> None:

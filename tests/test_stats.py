@@ -6,6 +6,7 @@ import reference
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from mi_massive.stats import (
     bootstrap_interval,
@@ -173,6 +174,13 @@ def test_holm_equals_the_step_down_definition() -> None:
     p_values[3] = p_values[7]  # a tie
     assert holm(p_values).tolist() == pytest.approx(reference.holm(p_values.tolist()))
     assert holm(np.array([0.6, 0.7])).tolist() == [1.0, 1.0]
+
+
+def test_holm_equals_statsmodels_to_the_last_bit() -> None:
+    p_values = np.random.default_rng(0).uniform(size=200).round(2) / 50
+    expected = multipletests(p_values, method="holm")[1]
+    assert np.array_equal(holm(p_values.reshape(4, 50)), expected.reshape(4, 50))
+    assert holm(np.empty(0)).shape == (0,)
 
 
 def test_holm_counts_tests_without_a_result_as_none() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from sample_patching import attribution_result, patched_patterns, patching_result
 from tiny_models import FAMILIES, build_tokenizer, llama, save_model
 
 from mi_massive import (
@@ -134,6 +135,23 @@ def test_what_is_left_out_is_said(control: HookedModel) -> None:
     assert "it was not asked for" in results.notes[3]
     undecided = {claim.id: claim.verdict for claim in results.scoreboard.claims}
     assert undecided["C8a"] == undecided["C3"] == "inconclusive"
+
+
+def test_what_was_patched_before_and_further_notes_are_passed_on(control: HookedModel) -> None:
+    patched, estimates = patching_result(model=control.name), attribution_result(model=control.name)
+    shown = patched_patterns(model=control.name)
+    results = run_study(
+        control,
+        TEXTS,
+        patching=[patched],
+        attributions=[estimates],
+        patched_patterns=shown,
+        notes=["patching: One pair."],
+        config=StudyConfig(n_pattern_heads=0),
+    )
+    assert (results.patching, results.attributions) == ((patched,), (estimates,))
+    assert results.patched_patterns is shown
+    assert results.notes[-2:] == (NO_TASKS, "patching: One pair.")
 
 
 def test_a_checkpoint_without_a_head_has_no_patterns(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_bars_are_the_arms_and_an_undefined_arm_has_a_cross() -> None:
     bars = of_type(figure, "bar")[0]
     assert list(bars.x) == ["massive", "norm_matched", "same_band", "random"]
     assert list(bars.y) == [0.25, -0.167, None, 0]  # means over three layers
+    assert figure.layout.yaxis2.matches == "y"  # one scale for all groups
+    assert list(figure.layout.xaxis.ticktext)[1] == "norm<br>matched"
     crosses = next(t for t in of_type(figure, "scatter") if t.name == "undefined")
     assert list(crosses.x) == ["same_band"]
     diamonds = next(t for t in of_type(figure, "scatter") if "placebo" in t.name)
@@ -91,7 +93,7 @@ def test_three_runs_stand_side_by_side_with_rounded_weights_and_inert_tokens() -
     assert [run["label"] for run in runs] == [
         "clean",
         "corrupted",
-        "corrupted, with the clean rot_q of the head",
+        "patched: its clean rot_q",
     ]
     assert runs[1]["weights"] == torch.eye(3).tolist()
     html = view_patched_patterns(result)

@@ -1,12 +1,13 @@
 """Results -> the report's Parquet tables: unrounded, one file a name, the results' own views."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from mi_massive.axes import PROJECTIONS
 from mi_massive.concentration import ConcentrationResult
+from mi_massive.patch_results import AttributionResult, PatchingResult
 from mi_massive.report.results import ReportResults
 from mi_massive.report.text import printable
 
@@ -44,16 +45,17 @@ def _patterns(results: ReportResults) -> Any:
     return frame.assign(token=frame["token"].map(printable))
 
 
-def _patching(results: ReportResults) -> Any:
+def _cells(patches: Sequence[PatchingResult | AttributionResult]) -> Any:
     """One row a cell of every patch; axes that a patch does not have are empty."""
     import pandas as pd
 
-    frames = [
-        result.to_frame()
-        .astype(dict.fromkeys(result.axes, "string"))
-        .assign(site=result.site, granularity=result.granularity, direction=result.direction)
-        for result in results.patching
-    ]
+    frames: list[Any] = []
+    for result in patches:
+        frame: Any = result.to_frame().astype(dict.fromkeys(result.axes, "string"))
+        granularity = result.granularity if isinstance(result, PatchingResult) else "pair"
+        frames.append(
+            frame.assign(site=result.site, granularity=granularity, direction=result.direction)
+        )
     return pd.concat(frames, ignore_index=True) if frames else None
 
 
@@ -79,7 +81,8 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "disruption": lambda results: results.disruption and results.disruption.to_frame(),
     "conflict": lambda results: results.conflict and results.conflict.to_frame(),
     "disruption_effects": lambda results: results.disruption and results.disruption.effects_frame(),
-    "patching": _patching,
+    "patching": lambda results: _cells(results.patching),
+    "attribution": lambda results: _cells(results.attributions),
     "twins": _twins,
 }
 """How each table is made, None where the results lack it. A report writes and owns these names and

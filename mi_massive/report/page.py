@@ -37,7 +37,7 @@ def render_page(results: ReportResults) -> str:
     """The report as HTML."""
     shown = sections(results)
     scripts = [script_for_html(get_plotlyjs())]
-    if results.patterns is not None:
+    if any(section.tokens for section in shown):
         scripts += [circuitsvis_bundle(), patterns_script()]
     scripts.append(script_for_html(_asset("report.js")))
     html = (

@@ -40,6 +40,7 @@ def patching_section(
         pictures=tuple(pictures),
         tables=tuple(tables),
         tokens=tokens,
+        tokens_reading="" if patterns is None else _VIEW.format(site=patterns.site),
         limits=_LIMITS,
     )
 
@@ -51,6 +52,13 @@ _QUESTION = (
     "that this moves: 0 none, 1 all of it. Denoising puts clean activations into the corrupted "
     "run, noising corrupted ones into the clean run. The placebo does the same with activations "
     "of an unrelated prompt."
+)
+
+_VIEW = (
+    "The attention of one head on one pair in three runs: the clean one, the corrupted one, and "
+    "the corrupted one with the head’s own {site} of the clean run. A row is the token that looks, "
+    "a column the token that is looked at. If the head looks elsewhere because of its {site}, the "
+    "third pattern is like the first. One pair is an illustration."
 )
 
 _LIMITS = (
@@ -78,7 +86,7 @@ def _picture(result: PatchingResult, at: int) -> Picture:
     if result.granularity == "massive":
         return picture(
             f"patching-{at}",
-            f"Massive against matched: {_name(result)}",
+            f"Massive pairs against as many others: {result.site}, {result.direction}",
             "One panel a position group, one bar a choice of as many pairs in every head. "
             "Diamonds are placebos. Massive pairs that carry the answer have a longer bar than "
             "every control and than their own placebo.",
@@ -90,8 +98,8 @@ def _picture(result: PatchingResult, at: int) -> Picture:
         f"patching-{at}",
         f"What each cell recovers: {_name(result)}",
         "Orange recovers the answer, blue moves away from it. A dot marks an effect that is "
-        "neither zero nor that of its placebo, corrected over all cells. What is as strong in the "
-        f"right panel says nothing about the prompt.{shown}",
+        "neither zero nor that of its placebo, corrected over all cells. What is as strong for the "
+        f"placebo says nothing about the prompt.{shown}",
         plot_patching(result),
     )
 
@@ -99,10 +107,18 @@ def _picture(result: PatchingResult, at: int) -> Picture:
 def _counts(results: Sequence[PatchingResult]) -> Table:
     return Table(
         caption="What was patched",
-        head=("patch", "pairs", "left out: nothing to recover", "cells", "significant cells"),
+        head=(
+            "patch",
+            "layers",
+            "pairs",
+            "left out: nothing to recover",
+            "cells",
+            "significant cells",
+        ),
         rows=tuple(
             (
                 _name(result),
+                "all at once" if result.config.joint else "one at a time",
                 f"{result.n:,}",
                 f"{result.n_left_out:,}",
                 f"{result.recovered.numel():,}",

@@ -77,6 +77,7 @@ class ReportResults:
             "symmetry": self.symmetry,
             "disruption": self.disruption,
             "conflict": self.conflict,
+            "patching": self.patching[0] if self.patching else None,
         }
         return {
             word: _flat(asdict(result.config))

@@ -22,5 +22,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     tokens: str | None = None
     """Data of the CircuitsVis views, inert JSON."""
+    tokens_reading: str = ""
+    """How to read them, where the question does not say it."""
     absent: bool = False
     notes: tuple[str, ...] = ()

@@ -28,6 +28,7 @@ from mi_massive.viz.base import (
     Spec,
     figure,
     panel_axes,
+    panel_axis,
     plain,
     positions,
     rounded,
@@ -47,7 +48,7 @@ def plot_patching(
     How to read: one row a layer, one column a head, a band, or (for whole layers) a position group.
     Orange recovers the answer of the other run, blue moves away from it, 1 is the whole difference.
     A dot marks an effect that is neither zero nor that of its placebo after correction over all
-    cells. A colour that is as strong in the right panel says nothing about the prompt.
+    cells. A colour that is as strong for the placebo says nothing about the prompt.
 
     Args:
         result: From `patch`, by layer, head or band.
@@ -72,9 +73,8 @@ def plot_patching(
     def shown(values: Tensor) -> Tensor:
         return values if at is None else values[..., at]
 
-    panels = [shown(result.recovered)]
-    if not bool(result.placebo.isnan().all()):
-        panels.append(shown(result.placebo))
+    panels = [shown(result.recovered), shown(result.placebo)]
+    panels = panels[: 1 if bool(result.placebo.isnan().all()) else 2]
     flat = torch.cat([panel.flatten() for panel in panels])
     finite = flat[flat.isfinite()].abs()
     largest = float(finite.max()) if finite.numel() else 0.0
@@ -142,13 +142,18 @@ def plot_massive_patching(result: PatchingResult) -> go.Figure:
             for values in (result.low, result.high)
         )
         traces += _bars(arms, means, placebo, low, high, panel=panel)
-    return figure(
+    words = [plain(arm).replace("_", "<br>") for arm in arms]
+    drawn = figure(
         traces,
         titles=groups,
-        x={"showgrid": False, "type": "category"},
+        x={"showgrid": False, "type": "category", "tickvals": arms, "ticktext": words},
         y={"title": {"text": "recovered"}, "zeroline": True, "zerolinecolor": MUTED},
         height=420,
     )
+    for panel in range(1, len(groups)):
+        # One scale: alone, a panel of zeros shows rounding as if it were an effect.
+        drawn.update_layout({panel_axis("y", panel): {"matches": "y"}})
+    return drawn.update_xaxes(tickangle=0)
 
 
 def _cells(
@@ -171,9 +176,8 @@ def _cells(
         "coloraxis": "coloraxis",
         "hovertemplate": hover,
     }
-    texts = [
-        [f"{value:.3g}" for value in row] for row in cast("list[list[float]]", values.tolist())
-    ]
+    listed = cast("list[list[float]]", values.tolist())
+    texts = [[f"{value:.3g}" for value in row] for row in listed]
     flagged: Spec = shared | {
         "z": rounded(flags),
         "text": texts,
@@ -233,11 +237,8 @@ def _bars(
     *,
     panel: int,
 ) -> list[Spec]:
-    missing = [
-        arm
-        for arm, value in zip(arms, cast("list[float]", means.tolist()), strict=True)
-        if math.isnan(value)
-    ]
+    listed = cast("list[float]", means.tolist())
+    missing = [arm for arm, value in zip(arms, listed, strict=True) if math.isnan(value)]
     bars: Spec = {
         "type": "bar",
         "x": arms,

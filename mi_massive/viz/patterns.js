@@ -83,7 +83,7 @@ var miMassivePatterns = (function () {
     var row = element("div", { style: "display:flex;flex-wrap:wrap;gap:18px" });
     box.appendChild(row);
     entry.runs.forEach(function (run) {
-      var column = element("div", { role: "group", "aria-label": run.label, style: "flex:1 1 340px;max-width:460px" });
+      var column = element("div", { role: "group", "aria-label": run.label, style: "flex:1 1 270px;min-width:0;max-width:460px" });
       column.appendChild(element("p", { style: "margin:0 0 6px;font-weight:600" }, run.label));
       row.appendChild(column);
       attention(column, run.tokens, run.weights, data.causal, "width:100%");

@@ -83,7 +83,7 @@ def patched_patterns_data(result: PatchedPatternsResult) -> dict[str, Any]:
         runs = (
             ("clean", clean, view.clean),
             ("corrupted", corrupted, view.corrupted),
-            (f"corrupted, with the clean {result.site} of the head", corrupted, view.patched),
+            (f"patched: its clean {result.site}", corrupted, view.patched),
         )
         for label, _, weights in runs:
             require_finite(
