@@ -32,9 +32,11 @@ test: setup  ## Format, lint, types, tests
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
-# The folder is this target's own: a report of another MODEL in it is replaced.
+# The folder is this target's own: a report of another MODEL in it is replaced. Twins take longer to
+# train than a report should: their record is shown.
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
-	$(BIN)/mi-massive report $(MODEL) --out report --overwrite
+	$(BIN)/mi-massive report $(MODEL) --out report --overwrite \
+		$(addprefix --twins ,$(sort $(wildcard experiments/records/twins_*.json)))
 
 format: setup  ## Format the code and apply the safe fixes of the linter
 	$(BIN)/ruff format .

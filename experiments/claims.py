@@ -1,7 +1,8 @@
 """Which of the paper's claims hold on a model? (C1 to C6, C8, C9).
 
 Question: the verdicts of the report's scoreboard, with effect, interval, n and test. C4 and C5 are
-judged on the record of `table1.py`, C6 on that of `conflict.py`, where there is one.
+judged on the record of `table1.py`, C6 on that of `conflict.py`, C3b, C8e and C9b on that of
+`twins.py`, where there is one.
 Refuted by: what each rule states; a verdict "not supported" is a finding.
 Cost: about three minutes on two cores for the default model and its control.
 Command: python experiments/claims.py
@@ -31,12 +32,14 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
     table1, conflict = (RECORDS / f"{name}_{given.model}.json" for name in ("table1", "conflict"))
+    twins = [path for path in [RECORDS / "twins_stdlib_small.json"] if path.exists()]
     results = run_study(
         load_model(given.model, device=given.device),
         default_passages(),
         control=load_model(given.control, device=given.device),
         disruption=load_result(table1) if table1.exists() else None,
         conflict=load_result(conflict) if conflict.exists() else None,
+        twins=[load_result(path) for path in twins],
         config=StudyConfig(n_pattern_heads=0),
     )
     path = save_result(results.scoreboard, given.out / f"claims_{given.model}.json")
