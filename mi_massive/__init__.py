@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         disrupt,
         disruption_hooks,
     )
+    from mi_massive.model_conflicts import known_conflicts, load_conflicts
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model
     from mi_massive.norms import AttentionNorms
     from mi_massive.patch_results import (
