@@ -11,6 +11,7 @@ from mi_massive._checks import require_positive
 from mi_massive._conflict_answers import ask_conflicts
 from mi_massive.conflict_scores import DECIDING, ConflictReadout, said
 from mi_massive.models.base import HookedModel
+from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.tasks.conflicts import Conflict, ConflictSet, make_conflicts
 
 
@@ -31,7 +32,12 @@ def load_conflicts(
 
     Raises:
         ValueError: If the model has no tokenizer, a relation does not exist, or nothing is left.
+        UnsupportedModelError: If the model is no decoder with a language-modelling head.
     """
+    if not (model.is_causal and model.has_head):
+        raise UnsupportedModelError(
+            f"{model.name} must be a decoder with a language-modelling head to be asked, got none"
+        )
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {model.name} must exist to write prompts, got none")
     tokenizer = cast(Any, model.tokenizer)

@@ -55,3 +55,5 @@ def test_an_encoder_cannot_be_asked(conflicts: ConflictSet, tmp_path: Path) -> N
         UnsupportedModelError, match="must be a decoder with a language-modelling head"
     ):
         known_conflicts(encoder, conflicts)
+    with pytest.raises(UnsupportedModelError, match="must be a decoder with a language-modelling"):
+        load_conflicts(encoder)

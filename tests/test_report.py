@@ -346,6 +346,7 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "disruption_effects",
         "conflict",
         "patching",
+        "attribution",
     }
     assert {entry.name for entry in page.parent.iterdir()} == folder.OWN
     frame = pd.read_parquet(page.parent / "concentration.parquet")
@@ -411,16 +412,17 @@ def test_settings_of_the_analyses_stand_in_page_and_summary(page):
         "symmetry",
         "disruption",
         "conflict",
+        "patching",
     }
     assert config["bands"] == asdict(sample.bands_result().config)
     table = tables.config_table(
         results(bands=replace(sample.bands_result(), config=SEED_7)).configs
     )
-    parts = ("concentration", "control", "bands", "symmetry", "disruption", "conflict")
+    parts = ("concentration", "control", "bands", "symmetry", "disruption", "conflict", "patching")
     assert table.head == ("setting", *parts)
-    assert ("seed", "0", "0", "7", "0", "0", "0") in table.rows
-    assert ("max_gap", "–", "–", "–", "2", "–", "–") in table.rows
-    assert ("chat", "–", "–", "–", "–", "False", "–") in table.rows
+    assert ("seed", "0", "0", "7", "0", "0", "0", "0") in table.rows
+    assert ("max_gap", "–", "–", "–", "2", "–", "–", "–") in table.rows
+    assert ("chat", "–", "–", "–", "–", "False", "–", "–") in table.rows
     assert "Settings of the analyses" in page.read_text(encoding="utf-8")
 
 

@@ -4,16 +4,23 @@ Costs about a minute, and the download of both the first time. The numbers are t
 SmolLM2-135M-Instruct from its 4-bit file and all-MiniLM-L6-v2 on the 32 default passages.
 """
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 
 from mi_massive import (
     AttentionNorms,
+    PatchingConfig,
     capture_norms,
+    conflict_pairs,
     default_passages,
+    known_conflicts,
+    load_conflicts,
     load_model,
     massive_mask,
+    patch,
     top_k_mask,
 )
 from mi_massive.axes import Projection
@@ -99,3 +106,18 @@ def test_minilm_is_not_concentrated(
     norms = getattr(minilm, projection)
     assert bool(torch.isfinite(norms).all())
     assert 1 < max_over_mean(norms) <= most
+
+
+@pytest.mark.parametrize("corrupted", ["consistent", "neutral"])
+def test_the_whole_residual_stream_recovers_the_contexts_answer_of_real_conflicts(
+    corrupted: Literal["consistent", "neutral"],
+) -> None:
+    model = load_model("smollm2-135m-instruct")
+    known = known_conflicts(model, load_conflicts(model, limit=12), limit=2)
+    assert len(known) == 2
+    pairs = conflict_pairs(known, corrupted=corrupted)
+    config = PatchingConfig(layers=(15,), n_resamples=20)
+    found = patch(model, pairs, site="resid_pre", granularity="layer", config=config)
+    assert found.n == 2
+    assert float(found.recovered) == pytest.approx(1.0, abs=1e-3)
+    assert float(found.placebo) != pytest.approx(1.0, abs=0.1)
