@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from mi_massive import TWIN_ARMS, TwinsConfig, TwinShape, TwinsResult, save_result, train_twins
+from mi_massive import TwinsConfig, TwinShape, TwinsResult, save_result, train_twins
+from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twins import TwinProgress
 
 HERE = Path(__file__).parent

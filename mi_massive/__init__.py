@@ -104,7 +104,7 @@ if TYPE_CHECKING:
     from mi_massive.study import StudyConfig, run_study
     from mi_massive.tasks import Task, load_own_task, load_task
     from mi_massive.tasks.conflicts import ConflictSet, conflict_pairs
-    from mi_massive.twin_arms import TWIN_ARMS, TwinShape
+    from mi_massive.twin_arms import TwinShape
     from mi_massive.twin_results import TwinsResult
     from mi_massive.twin_runs import TwinRun, TwinsConfig
     from mi_massive.twins import load_twin, train_twins
@@ -140,7 +140,6 @@ _HOME = {
     "Selection": "interventions",
     "StudyConfig": "study",
     "Task": "tasks",
-    "TWIN_ARMS": "twin_arms",
     "TaskResult": "scores",
     "TokenizedPrompts": "prompts",
     "TwinRun": "twin_runs",
@@ -192,7 +191,6 @@ _RUN_MODELS = (
 )
 
 __all__ = [
-    "TWIN_ARMS",
     "Arm",
     "AttentionNorms",
     "AttributionResult",

@@ -12,6 +12,7 @@ import torch
 from chromium import visit
 from sample_conflict import conflict_result
 from sample_patching import attribution_result, patched_patterns, patching_result
+from sample_twins import twins_result
 
 import mi_massive.report as report_module
 from mi_massive.bands import BandsConfig
@@ -53,6 +54,7 @@ def results(**changes) -> ReportResults:
         "conflict": conflict_result(),
         "patching": (patching_result(), patching_result("massive")),
         "attributions": (attribution_result(),),
+        "twins": (twins_result(),),
         "patched_patterns": patched_patterns(),
     }
     return ReportResults(**(fields | changes))
@@ -216,6 +218,7 @@ def test_text_from_model_and_user_stays_text(browser, tmp_path):
         conflict=conflict_result(model),
         patching=(evil_patching(model),),
         attributions=(),
+        twins=(),
         patched_patterns=patched_patterns(model=model, tokens=EVIL),
         notes=(EVIL[0] + "\ud800", f"bands: {EVIL[1]}"),
     )
@@ -347,6 +350,7 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "conflict",
         "patching",
         "attribution",
+        "twins",
     }
     assert {entry.name for entry in page.parent.iterdir()} == folder.OWN
     frame = pd.read_parquet(page.parent / "concentration.parquet")
