@@ -152,7 +152,7 @@ def plot_abilities(result: TwinsResult) -> go.Figure:
         titles=[title for title, _ in abilities],
         x={"title": {"text": "share of right answers"}, "range": [-0.03, 1.03]},
         y={"autorange": "reversed", "automargin": True},
-        height=260 + 18 * len(edits),
+        height=300 + 18 * len(edits),
         layout={"shapes": chance},
     ).update_layout({panel_axis("y", 1): {"showticklabels": False}})
 
