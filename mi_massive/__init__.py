@@ -81,6 +81,8 @@ if TYPE_CHECKING:
     )
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model
     from mi_massive.norms import AttentionNorms
+    from mi_massive.operation import Surgery, operate
+    from mi_massive.pair_choices import PairChoice
     from mi_massive.patch_results import (
         AttributionResult,
         PatchedPatternsResult,
@@ -127,6 +129,7 @@ _HOME = {
     "Intervention": "interventions",
     "LayerGeometry": "rope",
     "ModelGeometry": "rope",
+    "PairChoice": "pair_choices",
     "PatchedPatternsResult": "patch_results",
     "PatchingConfig": "patch_results",
     "PatchingResult": "patch_results",
@@ -138,6 +141,7 @@ _HOME = {
     "ScoreboardResult": "claims",
     "Selection": "interventions",
     "StudyConfig": "study",
+    "Surgery": "operation",
     "Task": "tasks",
     "TaskResult": "scores",
     "TokenizedPrompts": "prompts",
@@ -165,6 +169,7 @@ _HOME = {
     "make_arms": "arms",
     "match_effect": "attention_effects",
     "measure_effects": "attention_effects",
+    "operate": "operation",
     "patch": "patching",
     "preset": "presets",
     "read_prompts": "prompts",
@@ -179,7 +184,7 @@ _HOME = {
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
-    *("conflict", "patching", "attribution", "patched_patterns"),
+    *("conflict", "patching", "attribution", "patched_patterns", "operation"),
 )
 
 __all__ = [
@@ -203,6 +208,7 @@ __all__ = [
     "Intervention",
     "LayerGeometry",
     "ModelGeometry",
+    "PairChoice",
     "PatchedPatternsResult",
     "PatchingConfig",
     "PatchingResult",
@@ -214,6 +220,7 @@ __all__ = [
     "ScoreboardResult",
     "Selection",
     "StudyConfig",
+    "Surgery",
     "SymmetryConfig",
     "SymmetryResult",
     "Task",
@@ -246,6 +253,7 @@ __all__ = [
     "massive_mask",
     "match_effect",
     "measure_effects",
+    "operate",
     "patch",
     "preset",
     "read_prompts",
