@@ -19,6 +19,9 @@ disruption      run_disruption: tasks and neutral text under each arm (C4, C5)
 conflict        run_conflict: the prompt against what training stored, under each arm (C6)
 patching        patch: which layers, heads, bands and massive pairs carry the answer (C6)
 attribution     attribute: gradient estimates for single rotary pairs, checked exactly
+operation       operate: change the rotation of a running model
+position_shares position against content in the logits of heads, by frequency band
+surgery         run_surgery: the frequencies of RoPE taken apart (C8)
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
 doctor          what can be trusted on a model
@@ -93,6 +96,7 @@ if TYPE_CHECKING:
     from mi_massive.patching import patch
     from mi_massive.pattern_capture import capture_patterns
     from mi_massive.patterns import PatternsResult
+    from mi_massive.position_shares import PositionSharesConfig, PositionSharesResult
     from mi_massive.presets import preset
     from mi_massive.prompt_pairs import PromptPair
     from mi_massive.prompts import (
@@ -105,86 +109,64 @@ if TYPE_CHECKING:
     from mi_massive.report import ReportResults, build_report
     from mi_massive.rope import LayerGeometry, ModelGeometry, RotaryGeometry
     from mi_massive.scores import EvaluationConfig, TaskResult, compare
+    from mi_massive.share_capture import capture_position_shares
     from mi_massive.stats import Estimate
     from mi_massive.study import StudyConfig, run_study
+    from mi_massive.surgery import SurgeryConfig, SurgeryResult, run_surgery
+    from mi_massive.surgery_plans import SurgeryArm, surgery_arms
     from mi_massive.tasks import Task, load_own_task, load_task
     from mi_massive.tasks.conflicts import ConflictSet, conflict_pairs
 
 # Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library. None
 # of these is named like a module: importing that module would put it in the function's place.
-_HOME = {
-    "Arm": "arms",
-    "AttentionNorms": "norms",
-    "AttributionResult": "patch_results",
-    "Claim": "claims",
-    "ConflictConfig": "conflict",
-    "ConflictResult": "conflict",
-    "ConflictSet": "tasks.conflicts",
-    "DisruptionConfig": "disruption",
-    "DisruptionResult": "disruption",
-    "DoctorResult": "doctor",
-    "Estimate": "stats",
-    "EvaluationConfig": "scores",
-    "HookedModel": "models",
-    "Intervention": "interventions",
-    "LayerGeometry": "rope",
-    "ModelGeometry": "rope",
-    "PairChoice": "pair_choices",
-    "PatchedPatternsResult": "patch_results",
-    "PatchingConfig": "patch_results",
-    "PatchingResult": "patch_results",
-    "PatternsResult": "patterns",
-    "PromptPair": "prompt_pairs",
-    "Provenance": "records",
-    "ReportResults": "report",
-    "RotaryGeometry": "rope",
-    "ScoreboardResult": "claims",
-    "Selection": "interventions",
-    "StudyConfig": "study",
-    "Surgery": "operation",
-    "Task": "tasks",
-    "TaskResult": "scores",
-    "TokenizedPrompts": "prompts",
-    "UnsupportedModelError": "models",
-    "Value": "interventions",
-    "Where": "interventions",
-    "attribute": "attribution",
-    "build_report": "report",
-    "capture_norms": "capture",
-    "capture_patched_patterns": "patched_patterns",
-    "capture_patterns": "pattern_capture",
-    "compare": "scores",
-    "conflict_pairs": "tasks.conflicts",
-    "default_passages": "prompts",
-    "diagnose": "doctor",
-    "disrupt": "interventions",
-    "disruption_hooks": "interventions",
-    "evaluate": "evaluation",
-    "load_conflicts": "conflict",
-    "load_model": "models",
-    "load_own_task": "tasks",
-    "load_result": "records",
-    "load_task": "tasks",
-    "load_tasks": "battery",
-    "make_arms": "arms",
-    "match_effect": "attention_effects",
-    "measure_effects": "attention_effects",
-    "operate": "operation",
-    "patch": "patching",
-    "preset": "presets",
-    "read_prompts": "prompts",
-    "run_battery": "battery",
-    "run_conflict": "conflict",
-    "run_disruption": "disruption",
-    "run_study": "study",
-    "save_result": "records",
-    "scoreboard": "claims",
-    "tokenize_prompts": "prompts",
+_NAMES = {
+    "arms": ("Arm", "make_arms"),
+    "attention_effects": ("match_effect", "measure_effects"),
+    "attribution": ("attribute",),
+    "battery": ("load_tasks", "run_battery"),
+    "capture": ("capture_norms",),
+    "claims": ("Claim", "ScoreboardResult", "scoreboard"),
+    "conflict": ("ConflictConfig", "ConflictResult", "load_conflicts", "run_conflict"),
+    "disruption": ("DisruptionConfig", "DisruptionResult", "run_disruption"),
+    "doctor": ("DoctorResult", "diagnose"),
+    "evaluation": ("evaluate",),
+    "interventions": ("Intervention", "Selection", "Value", "Where", "disrupt", "disruption_hooks"),
+    "models": ("HookedModel", "UnsupportedModelError", "load_model"),
+    "norms": ("AttentionNorms",),
+    "operation": ("Surgery", "operate"),
+    "pair_choices": ("PairChoice",),
+    "patch_results": (
+        "AttributionResult",
+        "PatchedPatternsResult",
+        "PatchingConfig",
+        "PatchingResult",
+    ),
+    "patched_patterns": ("capture_patched_patterns",),
+    "patching": ("patch",),
+    "pattern_capture": ("capture_patterns",),
+    "patterns": ("PatternsResult",),
+    "position_shares": ("PositionSharesConfig", "PositionSharesResult"),
+    "presets": ("preset",),
+    "prompt_pairs": ("PromptPair",),
+    "prompts": ("TokenizedPrompts", "default_passages", "read_prompts", "tokenize_prompts"),
+    "records": ("Provenance", "load_result", "save_result"),
+    "report": ("ReportResults", "build_report"),
+    "rope": ("LayerGeometry", "ModelGeometry", "RotaryGeometry"),
+    "scores": ("EvaluationConfig", "TaskResult", "compare"),
+    "share_capture": ("capture_position_shares",),
+    "stats": ("Estimate",),
+    "study": ("StudyConfig", "run_study"),
+    "surgery": ("SurgeryConfig", "SurgeryResult", "run_surgery"),
+    "surgery_plans": ("SurgeryArm", "surgery_arms"),
+    "tasks": ("Task", "load_own_task", "load_task"),
+    "tasks.conflicts": ("ConflictSet", "conflict_pairs"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
     *("conflict", "patching", "attribution", "patched_patterns", "operation"),
+    *("share_capture", "surgery", "surgery_plans"),
 )
 
 __all__ = [
@@ -213,6 +195,8 @@ __all__ = [
     "PatchingConfig",
     "PatchingResult",
     "PatternsResult",
+    "PositionSharesConfig",
+    "PositionSharesResult",
     "PromptPair",
     "Provenance",
     "ReportResults",
@@ -221,6 +205,9 @@ __all__ = [
     "Selection",
     "StudyConfig",
     "Surgery",
+    "SurgeryArm",
+    "SurgeryConfig",
+    "SurgeryResult",
     "SymmetryConfig",
     "SymmetryResult",
     "Task",
@@ -235,6 +222,7 @@ __all__ = [
     "capture_norms",
     "capture_patched_patterns",
     "capture_patterns",
+    "capture_position_shares",
     "compare",
     "concentration",
     "conflict_pairs",
@@ -261,8 +249,10 @@ __all__ = [
     "run_conflict",
     "run_disruption",
     "run_study",
+    "run_surgery",
     "save_result",
     "scoreboard",
+    "surgery_arms",
     "symmetry",
     "tokenize_prompts",
     "top_k_mask",

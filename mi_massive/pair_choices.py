@@ -160,9 +160,7 @@ def dimension_masks(
         Masks of q (over query heads) and k (over key-value heads).
     """
     keys = [_dimensions(layer, pairs.get(layer.block)) for layer in geometry.layers]
-    queries = [
-        own[layer.kv_head_of_head] for own, layer in zip(keys, geometry.layers, strict=True)
-    ]
+    queries = [own[layer.kv_head_of_head] for own, layer in zip(keys, geometry.layers, strict=True)]
     return {"q": torch.stack(queries), "k": torch.stack(keys)}
 
 
