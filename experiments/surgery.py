@@ -9,7 +9,8 @@ shift of all positions that moves a logit would refute the instrument.
 Cost: about 15 minutes of one core for the default model; published models want a GPU.
 Command: python experiments/surgery.py
          python experiments/surgery.py --models meta-llama/Llama-2-7b-hf --device cuda \
-             --dtype bfloat16 --batch-size 64 --limit 200 --neutral 32
+             --dtype bfloat16 --batch-size 64 --bands 8 --limit 200 --passkeys 100 \
+             --generate passkey_128_6 --neutral 32 --seeds 3
 """
 
 import argparse
@@ -37,10 +38,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
     options.add_argument("--tasks", nargs="+", default=list(TASKS))
-    options.add_argument("--limit", type=int, default=40, help="examples of each task")
-    options.add_argument("--passkeys", type=int, default=18, help="examples of pass keys")
+    options.add_argument("--limit", type=int, default=24, help="examples of each task")
+    options.add_argument("--passkeys", type=int, default=12, help="examples of pass keys")
     options.add_argument("--bands", type=int, default=4, help="bands of the arms")
-    options.add_argument("--seeds", type=int, default=2, help="of the random pairs")
+    options.add_argument("--seeds", type=int, default=1, help="of the random pairs")
+    options.add_argument("--generate", nargs="*", default=[], help="tasks answered in words")
     options.add_argument("--neutral", type=int, default=8, help="passages of neutral text")
     options.add_argument("--device", default="cpu")
     options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
@@ -64,6 +66,7 @@ def main() -> None:
         ]
         config = SurgeryConfig(
             evaluation=EvaluationConfig(readouts=("options",), batch_size=given.batch_size),
+            generated=tuple(given.generate),
             n_neutral=given.neutral,
         )
         result = run_surgery(
@@ -86,7 +89,8 @@ def print_result(result: SurgeryResult) -> None:
         print(
             f"{d.arm:32} {d.task} {d.readout:10} {d.nearest:3}-{d.farthest:3} tokens n={d.score.n} "
             f"{d.score.effect:.2f} change {d.change.effect:+.2f} p={d.change.p_value:.2g} "
-            f"logits {d.logit_diff.effect:+.2f}"
+            f"logits {d.logit_diff.effect:+.2f} change {d.logit_change.effect:+.2f} "
+            f"p={d.logit_change.p_value:.2g}"
         )
     for arm in result.effects.arms:
         effects = {name: f"{e.effect:.3f}" for name, e in result.effects.of(arm).items()}

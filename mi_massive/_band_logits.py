@@ -65,7 +65,8 @@ def layer_parts(
     assert rotary is not None  # layers without rotation are left out
     moved = [_moved(states, places, rotary) for states in (query, key)]
     found: list[HeadParts] = []
-    for head, group in enumerate(layer.kv_head_of_head.tolist()):
+    for head in range(layer.n_heads):
+        group = int(layer.kv_head_of_head[head])
         whole, distance = pair_products(query[head], key[group], rotary, window=window)
         shares = set_shares(whole, distance, sets)
         energy = _quadratic(whole, sets[0])

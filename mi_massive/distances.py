@@ -9,7 +9,7 @@ Does not show: distances that the task does not have. A pass key of 128 tokens i
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -38,6 +38,8 @@ class DistanceCell:
     """Score minus that of the intact model; McNemar's exact p, Holm over arms and groups."""
     logit_diff: Estimate
     """Right option minus the best other one, in nats; undefined without options."""
+    logit_change: Estimate
+    """The same minus that of the intact model, paired; sign-flip test (two-sided), uncorrected."""
 
 
 def answer_distances(tokenizer: Any, task: Task) -> tuple[int, ...] | None:
@@ -52,8 +54,7 @@ def answer_distances(tokenizer: Any, task: Task) -> tuple[int, ...] | None:
     if not all("position" in e.facts and e.answer in e.prompt for e in task.examples):
         return None
     tails = [e.prompt[e.prompt.rindex(e.answer) + len(e.answer) :] for e in task.examples]
-    count = cast(Any, tokenizer)
-    return tuple(len(count(tail, add_special_tokens=False)["input_ids"]) for tail in tails)
+    return tuple(len(tokenizer(tail, add_special_tokens=False)["input_ids"]) for tail in tails)
 
 
 def distance_cells(
@@ -79,6 +80,7 @@ def distance_cells(
     require_in_range("n_distances", n_groups, low=1, high=len(distances), unit="examples")
     order = np.argsort(np.array(distances), kind="stable")
     groups = np.array_split(order, n_groups)
+    first = np.array([answer.logit_diff for answer in intact.answers])
     cells: list[DistanceCell] = []
     p_values: list[float] = []
     for arm, result in {INTACT: intact, **by_arm}.items():
@@ -99,6 +101,13 @@ def distance_cells(
                         score=proportion(after[group], null=result.floor(readout)),
                         change=change,
                         logit_diff=estimate(logits[group], n_of="examples", seed=seed),
+                        logit_change=estimate(
+                            logits[group] - first[group],
+                            n_of="examples",
+                            null=0.0,
+                            alternative="two-sided",
+                            seed=seed,
+                        ),
                     )
                 )
     return tuple(_corrected(cells, holm(np.array(p_values))))

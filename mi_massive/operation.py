@@ -142,9 +142,9 @@ class Operation:
             if rotary is None or id(rotary) in self._turned:
                 continue
             angles = self.surgery.angles(positions, rotary)
-            here = {"dtype": torch.float32, "device": forward.real.device}
-            cos, sin = angles.cos().to(**here), angles.sin().to(**here)
-            self._turns[id(rotary)] = (cos[:, None], sin[:, None])
+            # On some devices there is no float64: its angles are taken on the CPU.
+            cos, sin = angles.cos().float()[:, None], angles.sin().float()[:, None]
+            self._turns[id(rotary)] = cos.to(forward.real.device), sin.to(forward.real.device)
             self._turned[id(rotary)] = ((angles != 0) & real[..., None]).sum(dim=(0, 1))
 
     def visit(self, seen: AttentionInputs) -> AttentionInputs | None:

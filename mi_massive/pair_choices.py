@@ -143,7 +143,8 @@ def massive_pairs(
     assert layer.rotary is not None  # the caller leaves out layers without rotation
     of_queries = massive_mask(norms.q[index : index + 1], ratio=ratio)[0]
     of_keys = massive_mask(norms.k[index : index + 1], ratio=ratio)[0]
-    together = of_queries.unflatten(0, (layer.n_key_value_heads, -1)).any(dim=1) | of_keys
+    by_group = of_queries.view(layer.n_key_value_heads, -1, layer.d_head)
+    together = by_group.any(dim=1) | of_keys
     return together[:, layer.rotary.pair_dims].any(dim=-1)
 
 

@@ -91,16 +91,18 @@ def _passage(
 
     def visit(seen: AttentionInputs) -> None:
         layer = layer_of[seen.block]
-        if layer.rotary is not None:
-            found.append(
-                layer_parts(
-                    *(states[0].float().cpu() for states in (seen.query, seen.key)),
-                    layer,
-                    sets[layer.rotary.n_pairs],
-                    window=config.window,
-                    places=places,
-                )
+        if layer.rotary is None:
+            return
+        found.append(
+            layer_parts(
+                seen.query[0].float().cpu(),
+                seen.key[0].float().cpu(),
+                layer,
+                sets[layer.rotary.n_pairs],
+                window=config.window,
+                places=places,
             )
+        )
 
     model.attention_inputs(torch.tensor([list(ids)], device=model.device), visit)
     n_rotating = sum(layer.rotary is not None for layer in model.geometry.layers)

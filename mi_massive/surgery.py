@@ -46,7 +46,7 @@ class SurgeryConfig:
         default_factory=lambda: EvaluationConfig(readouts=("options",))
     )
     """Read-outs of every task but those in `generated`."""
-    generated: tuple[str, ...] = ("passkey_128_6",)
+    generated: tuple[str, ...] = ()
     """Tasks answered by generation instead: what an edit costs there can be lost in the answer
     before it is lost in what the model prefers."""
     shares: PositionSharesConfig = field(default_factory=PositionSharesConfig)

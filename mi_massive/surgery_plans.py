@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -59,9 +59,10 @@ class SurgeryArm:
     @property
     def pairs(self) -> PairChoice:
         """The pairs that it treats."""
-        chosen = self.surgery or self.edit
-        assert chosen is not None  # refused above
-        return chosen.pairs
+        if self.surgery is not None:
+            return self.surgery.pairs
+        assert self.edit is not None  # refused above
+        return self.edit.pairs
 
     @property
     def kind(self) -> Kind:
@@ -109,9 +110,8 @@ def surgery_arms(
     bands = [PairChoice(bands=(band,), n_bands=n_bands) for band in range(n_bands)]
     sides = {"faster": range(n_bands // 2), "slower": range(n_bands // 2, n_bands)}
 
-    def removed(name: str, **choice: object) -> SurgeryArm:
-        made = PairChoice(**choice)  # pyright: ignore[reportArgumentType]
-        return SurgeryArm(name=name, surgery=Surgery(pairs=made))
+    def removed(name: str, pairs: PairChoice) -> SurgeryArm:
+        return SurgeryArm(name=name, surgery=Surgery(pairs=pairs))
 
     def changed(name: str, change: Literal["theta", "scale"], by: float) -> SurgeryArm:
         return SurgeryArm(name=name, surgery=Surgery(change=change, amount=by))
@@ -124,16 +124,14 @@ def surgery_arms(
     ]
     arms.append(SurgeryArm(name="no rotation", surgery=Surgery()))
     for side, of in sides.items():
-        arms.append(removed(f"{side} half removed", bands=tuple(of), n_bands=n_bands))
-        arms.append(
-            removed(
-                f"{side} half removed, massive kept",
-                **{"bands": tuple(of), "n_bands": n_bands, "among": "not_massive"},
-            )
-        )
-    arms.append(removed("massive removed", among="massive"))
+        half = PairChoice(bands=tuple(of), n_bands=n_bands)
+        arms.append(removed(f"{side} half removed", half))
+        spared = replace(half, among="not_massive")
+        arms.append(removed(f"{side} half removed, massive kept", spared))
+    arms.append(removed("massive removed", PairChoice(among="massive")))
     arms += [
-        removed(f"random removed seed={seed}", among="random", seed=seed) for seed in range(n_seeds)
+        removed(f"random removed seed={seed}", PairChoice(among="random", seed=seed))
+        for seed in range(n_seeds)
     ]
     arms += [changed(f"theta x {by:g}", "theta", by) for by in (factor, 1 / factor)]
     arms += [changed(f"positions x {by:g}", "scale", by) for by in (factor, 1 / factor)]

@@ -86,6 +86,8 @@ def test_groups_are_by_distance_and_changes_paired_with_the_intact_model() -> No
     assert near.change.effect == 0.0
     assert far.change.effect == pytest.approx(-2 / 3)
     assert far.logit_diff.effect == pytest.approx((-5 - 4 + 1) / 3)
+    assert far.logit_change.effect == pytest.approx((-5 - 4 + 1) / 3 - 1)
+    assert near.logit_change.p_value == pytest.approx(0.5)  # 0, 1 and 2 up: 2 of 4 sign patterns
     assert [c.change.effect for c in cells if c.arm == "intact"] == [0.0] * 4
 
 

@@ -52,8 +52,10 @@ def fixed_until(config: Any) -> int | None:
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     rope = cast(dict[str, Any], getattr(text, "rope_parameters", None) or {})
-    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-    changing = any(cast(Any, kind).get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+    # One dictionary, or one for each kind of layer.
+    parts: list[Any] = [rope, *rope.values()]
+    kinds = {cast(Any, part).get("rope_type") for part in parts if isinstance(part, dict)}
+    changing = bool(kinds & {"dynamic", "longrope"})
     return training_context(config) if changing else None
 
 

@@ -172,7 +172,7 @@ def _arms(result: SurgeryResult) -> dict[Kind, list[tuple[int, str]]]:
 def _panels(
     by_kind: dict[Kind, list[tuple[int, str]]], sources: Sequence[Callable[[str], Estimate]]
 ) -> list[Spec]:
-    values = [
+    values: list[dict[Kind, list[tuple[int, str, Estimate]]]] = [
         {kind: [(band, name, of(name)) for band, name in arms] for kind, arms in by_kind.items()}
         for of in sources
     ]
