@@ -15,7 +15,8 @@ times tokens for one head at a time.
 
 Does not show: that a head uses a band. A share says what varies within the band; `variance_share`
 says how much of the logits' variation the band has. Content that repeats at a fixed distance counts
-as position; `shuffled` tells how much is left when tokens stand in random places.
+as position; `shuffled` tells how much is left when tokens stand in random places. Position beyond
+the window: a pair that hardly turns within it cannot compare places there.
 
 Source: the question is evidence 1 of Jin et al. 2025, arXiv:2502.01563 (after Barbero et al.,
 arXiv:2410.06205); the measure is ours.
