@@ -20,6 +20,9 @@ conflict        run_conflict: the prompt against what training stored, under eac
 patching        patch: which layers, heads, bands and massive pairs carry the answer (C6)
 twins           train_twins: small models that differ in their position encoding (C3, C8, C9)
 attribution     attribute: gradient estimates for single rotary pairs, checked exactly
+operation       operate: change the rotation of a running model
+position_shares position against content in the logits of heads, by frequency band
+surgery         run_surgery: the frequencies of RoPE taken apart (C8)
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
 doctor          what can be trusted on a model
@@ -78,6 +81,8 @@ if TYPE_CHECKING:
     from mi_massive.model_conflicts import known_conflicts, load_conflicts
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model
     from mi_massive.norms import AttentionNorms
+    from mi_massive.operation import Surgery, operate
+    from mi_massive.pair_choices import PairChoice
     from mi_massive.patch_results import (
         AttributionResult,
         PatchedPatternsResult,
@@ -88,6 +93,7 @@ if TYPE_CHECKING:
     from mi_massive.patching import patch
     from mi_massive.pattern_capture import capture_patterns
     from mi_massive.patterns import PatternsResult
+    from mi_massive.position_shares import PositionSharesConfig, PositionSharesResult
     from mi_massive.presets import preset
     from mi_massive.prompt_pairs import PromptPair
     from mi_massive.prompts import (
@@ -100,8 +106,11 @@ if TYPE_CHECKING:
     from mi_massive.report import ReportResults, build_report
     from mi_massive.rope import LayerGeometry, ModelGeometry, RotaryGeometry
     from mi_massive.scores import EvaluationConfig, TaskResult, compare
+    from mi_massive.share_capture import capture_position_shares
     from mi_massive.stats import Estimate
     from mi_massive.study import StudyConfig, run_study
+    from mi_massive.surgery import SurgeryConfig, SurgeryResult, run_surgery
+    from mi_massive.surgery_plans import SurgeryArm, surgery_arms
     from mi_massive.tasks import Task, load_own_task, load_task
     from mi_massive.tasks.conflicts import ConflictSet, conflict_pairs
     from mi_massive.twin_arms import TwinShape
@@ -111,83 +120,59 @@ if TYPE_CHECKING:
 
 # Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library. None
 # of these is named like a module: importing that module would put it in the function's place.
-_HOME = {
-    "Arm": "arms",
-    "AttentionNorms": "norms",
-    "AttributionResult": "patch_results",
-    "Claim": "claims",
-    "ConflictConfig": "conflict",
-    "ConflictResult": "conflict",
-    "ConflictSet": "tasks.conflicts",
-    "DisruptionConfig": "disruption",
-    "DisruptionResult": "disruption",
-    "DoctorResult": "doctor",
-    "Estimate": "stats",
-    "EvaluationConfig": "scores",
-    "HookedModel": "models",
-    "Intervention": "interventions",
-    "LayerGeometry": "rope",
-    "ModelGeometry": "rope",
-    "PatchedPatternsResult": "patch_results",
-    "PatchingConfig": "patch_results",
-    "PatchingResult": "patch_results",
-    "PatternsResult": "patterns",
-    "PromptPair": "prompt_pairs",
-    "Provenance": "records",
-    "ReportResults": "report",
-    "RotaryGeometry": "rope",
-    "ScoreboardResult": "claims",
-    "Selection": "interventions",
-    "StudyConfig": "study",
-    "Task": "tasks",
-    "TaskResult": "scores",
-    "TokenizedPrompts": "prompts",
-    "TwinRun": "twin_runs",
-    "TwinShape": "twin_arms",
-    "TwinsConfig": "twin_runs",
-    "TwinsResult": "twin_results",
-    "UnsupportedModelError": "models",
-    "Value": "interventions",
-    "Where": "interventions",
-    "attribute": "attribution",
-    "build_report": "report",
-    "capture_norms": "capture",
-    "capture_patched_patterns": "patched_patterns",
-    "capture_patterns": "pattern_capture",
-    "compare": "scores",
-    "conflict_pairs": "tasks.conflicts",
-    "default_passages": "prompts",
-    "diagnose": "doctor",
-    "disrupt": "interventions",
-    "disruption_hooks": "interventions",
-    "evaluate": "evaluation",
-    "known_conflicts": "model_conflicts",
-    "load_conflicts": "model_conflicts",
-    "load_model": "models",
-    "load_own_task": "tasks",
-    "load_result": "records",
-    "load_task": "tasks",
-    "load_tasks": "battery",
-    "load_twin": "twins",
-    "make_arms": "arms",
-    "match_effect": "attention_effects",
-    "measure_effects": "attention_effects",
-    "patch": "patching",
-    "preset": "presets",
-    "read_prompts": "prompts",
-    "run_battery": "battery",
-    "run_conflict": "conflict",
-    "run_disruption": "disruption",
-    "run_study": "study",
-    "save_result": "records",
-    "scoreboard": "claims",
-    "tokenize_prompts": "prompts",
-    "train_twins": "twins",
+_NAMES = {
+    "arms": ("Arm", "make_arms"),
+    "attention_effects": ("match_effect", "measure_effects"),
+    "attribution": ("attribute",),
+    "battery": ("load_tasks", "run_battery"),
+    "capture": ("capture_norms",),
+    "claims": ("Claim", "ScoreboardResult", "scoreboard"),
+    "conflict": ("ConflictConfig", "ConflictResult", "run_conflict"),
+    "disruption": ("DisruptionConfig", "DisruptionResult", "run_disruption"),
+    "doctor": ("DoctorResult", "diagnose"),
+    "evaluation": ("evaluate",),
+    "interventions": ("Intervention", "Selection", "Value", "Where", "disrupt", "disruption_hooks"),
+    "model_conflicts": ("known_conflicts", "load_conflicts"),
+    "models": ("HookedModel", "UnsupportedModelError", "load_model"),
+    "norms": ("AttentionNorms",),
+    "operation": ("Surgery", "operate"),
+    "pair_choices": ("PairChoice",),
+    "patch_results": (
+        "AttributionResult",
+        "PatchedPatternsResult",
+        "PatchingConfig",
+        "PatchingResult",
+    ),
+    "patched_patterns": ("capture_patched_patterns",),
+    "patching": ("patch",),
+    "pattern_capture": ("capture_patterns",),
+    "patterns": ("PatternsResult",),
+    "position_shares": ("PositionSharesConfig", "PositionSharesResult"),
+    "presets": ("preset",),
+    "prompt_pairs": ("PromptPair",),
+    "prompts": ("TokenizedPrompts", "default_passages", "read_prompts", "tokenize_prompts"),
+    "records": ("Provenance", "load_result", "save_result"),
+    "report": ("ReportResults", "build_report"),
+    "rope": ("LayerGeometry", "ModelGeometry", "RotaryGeometry"),
+    "scores": ("EvaluationConfig", "TaskResult", "compare"),
+    "share_capture": ("capture_position_shares",),
+    "stats": ("Estimate",),
+    "study": ("StudyConfig", "run_study"),
+    "surgery": ("SurgeryConfig", "SurgeryResult", "run_surgery"),
+    "surgery_plans": ("SurgeryArm", "surgery_arms"),
+    "tasks": ("Task", "load_own_task", "load_task"),
+    "tasks.conflicts": ("ConflictSet", "conflict_pairs"),
+    "twin_arms": ("TwinShape",),
+    "twin_results": ("TwinsResult",),
+    "twin_runs": ("TwinRun", "TwinsConfig"),
+    "twins": ("load_twin", "train_twins"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
-    *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
-    *("conflict", "patching", "attribution", "patched_patterns", "twins"),
+    *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims"),
+    *("report", "conflict", "patching", "attribution", "patched_patterns", "twins"),
+    *("operation", "share_capture", "surgery", "surgery_plans"),
 )
 
 __all__ = [
@@ -211,10 +196,13 @@ __all__ = [
     "Intervention",
     "LayerGeometry",
     "ModelGeometry",
+    "PairChoice",
     "PatchedPatternsResult",
     "PatchingConfig",
     "PatchingResult",
     "PatternsResult",
+    "PositionSharesConfig",
+    "PositionSharesResult",
     "PromptPair",
     "Provenance",
     "ReportResults",
@@ -222,6 +210,10 @@ __all__ = [
     "ScoreboardResult",
     "Selection",
     "StudyConfig",
+    "Surgery",
+    "SurgeryArm",
+    "SurgeryConfig",
+    "SurgeryResult",
     "SymmetryConfig",
     "SymmetryResult",
     "Task",
@@ -240,6 +232,7 @@ __all__ = [
     "capture_norms",
     "capture_patched_patterns",
     "capture_patterns",
+    "capture_position_shares",
     "compare",
     "concentration",
     "conflict_pairs",
@@ -260,6 +253,7 @@ __all__ = [
     "massive_mask",
     "match_effect",
     "measure_effects",
+    "operate",
     "patch",
     "preset",
     "read_prompts",
@@ -267,8 +261,10 @@ __all__ = [
     "run_conflict",
     "run_disruption",
     "run_study",
+    "run_surgery",
     "save_result",
     "scoreboard",
+    "surgery_arms",
     "symmetry",
     "tokenize_prompts",
     "top_k_mask",

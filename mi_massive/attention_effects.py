@@ -11,8 +11,9 @@ whole of it, as in the paper, so its cross-entropy is not that of a causal reade
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
@@ -76,7 +77,6 @@ class EffectsResult:
         }
 
 
-@torch.no_grad()
 def measure_effects(
     model: HookedModel,
     prompts: TokenizedPrompts,
@@ -98,16 +98,44 @@ def measure_effects(
         ValueError: If a prompt has fewer than three tokens, or an arm is called `intact`.
         UnsupportedModelError: If the model has no language-modelling head or is an encoder.
     """
+    contexts = {name: partial(disrupt, model, arm, norms=norms) for name, arm in arms.items()}
+    found = measure_contexts(model, prompts, contexts, on_progress=on_progress)
+    return replace(found, strengths={name: arm.value.strength for name, arm in arms.items()})
+
+
+@torch.no_grad()
+def measure_contexts(
+    model: HookedModel,
+    prompts: TokenizedPrompts,
+    contexts: Mapping[str, Callable[[], AbstractContextManager[object]]],
+    *,
+    on_progress: Callable[[int], None] | None = None,
+) -> EffectsResult:
+    """`measure_effects` of anything that changes the model inside a context.
+
+    Args:
+        model: From `load_model`; a decoder with a language-modelling head.
+        prompts: Neutral texts, from `tokenize_prompts`; patterns grow with the square of a length.
+        contexts: By arm, what opens its context; called once a prompt. `intact` is added.
+        on_progress: Called with the number of prompts finished since the last call.
+
+    Returns:
+        Effects without strengths.
+
+    Raises:
+        ValueError: If a prompt has fewer than three tokens, or an arm is called `intact`.
+        UnsupportedModelError: If the model has no language-modelling head or is an encoder.
+    """
     if not (model.has_head and model.is_causal):
         raise UnsupportedModelError(
             f"{model.name} must be a decoder with a language-modelling head, got none"
         )
-    if "intact" in arms:
+    if "intact" in contexts:
         raise ValueError("arms must not be called 'intact', which is the model itself; rename it")
     for number, ids in enumerate(prompts.input_ids):
         if len(ids) < 3:
             raise ValueError(f"prompts[{number}] must have at least 3 tokens, got {len(ids)}")
-    named: dict[str, Intervention | None] = {"intact": None, **arms}
+    named = {"intact": nullcontext, **contexts}
     n_layers = len(model.geometry.layers)
     shape = (len(named), len(prompts.input_ids))
     sink, moved = torch.zeros(*shape, n_layers), torch.zeros(*shape, n_layers)
@@ -115,9 +143,10 @@ def measure_effects(
     for column, ids in enumerate(prompts.input_ids):
         input_ids = torch.tensor([ids], device=model.device)
         intact: list[Tensor] = []
-        for row, arm in enumerate(named.values()):
+        for row, opened in enumerate(named.values()):
             seen = _Watched(intact if row else None)
-            loss[row, column] = _run(model, input_ids, arm, norms, seen)
+            with opened(), watching_patterns(model.plain, seen):
+                loss[row, column] = _run(model, input_ids, seen)
             sink[row, column], moved[row, column] = torch.tensor(seen.sink), torch.tensor(seen.kl)
             intact = seen.patterns if row == 0 else intact
         if on_progress is not None:
@@ -128,7 +157,7 @@ def measure_effects(
         attention_kl=moved,
         cross_entropy=loss,
         layers=model.geometry.blocks,
-        strengths={name: arm.value.strength for name, arm in arms.items()},
+        strengths={},
         provenance=provenance_of(model, prompts, batch_size=1),
     )
 
@@ -236,17 +265,9 @@ class _Watched:
         self.kl.append(float((before * logs).sum(dim=-1).mean()))
 
 
-def _run(
-    model: HookedModel,
-    input_ids: Tensor,
-    arm: Intervention | None,
-    norms: AttentionNorms | None,
-    seen: _Watched,
-) -> float:
-    """Cross-entropy of a prompt under one arm; `seen` gets its patterns."""
-    edited = nullcontext() if arm is None else disrupt(model, arm, norms=norms)
-    with edited, watching_patterns(model.plain, seen):
-        logits = cast(Any, model.plain)(input_ids=input_ids, use_cache=False).logits[0]
+def _run(model: HookedModel, input_ids: Tensor, seen: _Watched) -> float:
+    """Cross-entropy of a prompt; `seen` has got its patterns."""
+    logits = cast(Any, model.plain)(input_ids=input_ids, use_cache=False).logits[0]
     if len(seen.sink) != len(model.geometry.layers):
         raise RuntimeError(
             f"every attention layer must show its pattern, got {len(seen.sink)} of "

@@ -126,7 +126,7 @@ def disrupt(
         with (
             noting_passes(plain, disruptor.begin),
             visiting(plain, disruptor.visit),
-            _refusing_bridge(model),
+            refusing_bridge(model, "disrupt", "or use disruption_hooks"),
         ):
             yield Edits(disruptor)
     finally:
@@ -135,11 +135,19 @@ def disrupt(
 
 
 @contextmanager
-def _refusing_bridge(model: HookedModel) -> Generator[None, None, None]:
-    """Refuse runs of the bridge inside the context, which would not be edited."""
+def refusing_bridge(
+    model: HookedModel, context: str, otherwise: str
+) -> Generator[None, None, None]:
+    """Refuse runs of the bridge inside a context whose edits it does not see.
+
+    Args:
+        model: The model.
+        context: Name of the context.
+        otherwise: What to do instead of running `model.plain`, after a comma.
+    """
     reason = (
-        f"model.bridge of {model.name} must not be run inside disrupt, whose edits it does not "
-        "see; run model.plain, or use disruption_hooks"
+        f"model.bridge of {model.name} must not be run inside {context}, whose edits it does not "
+        f"see; run model.plain, {otherwise}"
     )
     if "bridge" in vars(model):
         with refusing_runs(model.bridge, reason):

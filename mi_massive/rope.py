@@ -124,7 +124,23 @@ def rotate(
     if undo:
         angles = -angles
     # Angles are taken in float64 on the CPU: not every device has it.
-    cos, sin = (part.to(states) for part in (angles.cos(), angles.sin()))
+    return turn(states, angles.cos().to(states), angles.sin().to(states), rotary)
+
+
+def turn(
+    states: Float[Tensor, "*batch pos d_head"],
+    cos: Float[Tensor, "*#batch pos pair"],
+    sin: Float[Tensor, "*#batch pos pair"],
+    rotary: RotaryGeometry,
+) -> Float[Tensor, "*batch pos d_head"]:
+    """Turn each rotary pair by the angle that `cos` and `sin` give, anticlockwise.
+
+    Args:
+        states: Queries or keys of one layer.
+        cos: Of the angles, in the dtype of `states`, on its device.
+        sin: Likewise.
+        rotary: The layer's rotation, which says what the pairs are.
+    """
     dims = rotary.pair_dims.to(states.device)
     first, second = states[..., dims[:, 0]], states[..., dims[:, 1]]
     turned = states.clone()

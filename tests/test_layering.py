@@ -25,6 +25,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("_agreement", "_head_statistics", "_pairs", "_band_tests"),
         *("_clusters", "_partner_tests", "_phase_offsets", "_concentration_tests"),
         *("prompts", "_prompt_sources", "prompt_pairs"),
+        # Pairs of a surgery, parts of logits by band, norms before and after the rotation.
+        *("pair_choices", "_band_logits", "rotation_norms", "position_shares"),
         # Sums of a capture; what a token-level view holds.
         *("_reductions", "patterns"),
         # What an intervention chooses and writes; what a text repeats.
@@ -39,10 +41,10 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("models", "capture", "pattern_capture"),
         *("generation", "next_tokens", "_prompt_batches"),
         *("interventions", "_choices", "_disruptor", "_sources", "presets", "attention_effects"),
-        "_patch_runs",
+        *("_patch_runs", "operation", "share_capture"),
     ),
     # A task knows no model; evaluation joins the two.
-    3: ("tasks", "scores", "evaluation", "conflict_scores", "known_facts"),
+    3: ("tasks", "scores", "evaluation", "conflict_scores", "known_facts", "distances"),
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
@@ -50,6 +52,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("attribution", "patched_patterns"),
         *("twins", "twin_runs", "twin_results", "_twin_training"),
         *("patch_speed", "quantization", "sweep", "speed", "generation_speed"),
+        *("surgery", "surgery_plans"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
         "_twin_claims",
     ),

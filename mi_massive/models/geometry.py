@@ -45,6 +45,20 @@ def training_context(config: Any) -> int | None:
     return getattr(config, "max_position_embeddings", getattr(config, "n_ctx", None))
 
 
+def fixed_until(config: Any) -> int | None:
+    """Positions below which a model's frequencies stay the same; None where they always do.
+
+    Models with dynamic or long-prompt scaling take other frequencies beyond their first context.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    rope = cast(dict[str, Any], getattr(text, "rope_parameters", None) or {})
+    # One dictionary, or one for each kind of layer.
+    parts: list[Any] = [rope, *rope.values()]
+    kinds = {cast(Any, part).get("rope_type") for part in parts if isinstance(part, dict)}
+    changing = bool(kinds & {"dynamic", "longrope"})
+    return training_context(config) if changing else None
+
+
 def probe_positions(context: int | None) -> Int[Tensor, "pos"]:
     """Positions that tell fast from slow rotations: 0, 1, 2, powers of four in the context."""
     last = min(context or 512, 2048) - 1  # float32 angles lose precision beyond

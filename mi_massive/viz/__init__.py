@@ -14,6 +14,7 @@ from mi_massive.viz.patching import plot_massive_patching, plot_patching
 from mi_massive.viz.patterns import view_patched_patterns, view_patterns
 from mi_massive.viz.save import find_browser, save_figure
 from mi_massive.viz.sink import plot_sink
+from mi_massive.viz.surgery import plot_position_shares, plot_surgery
 from mi_massive.viz.task_scores import plot_task_scores
 from mi_massive.viz.twins import plot_abilities, plot_emergence
 from mi_massive.viz.wavelengths import plot_wavelengths
@@ -30,7 +31,9 @@ __all__ = [
     "plot_layers",
     "plot_massive_patching",
     "plot_patching",
+    "plot_position_shares",
     "plot_sink",
+    "plot_surgery",
     "plot_task_scores",
     "plot_wavelengths",
     "save_figure",
