@@ -6,7 +6,7 @@ place: a killed run goes on from its last measured step and ends with the same b
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mi_massive._head_statistics import max_over_mean
 from mi_massive._twin_corpora import ABILITIES, Corpus, Windows, held_out_seed, training_seed
 from mi_massive.attention_effects import measure_effects
+from mi_massive.axes import PROJECTIONS
 from mi_massive.capture import capture_norms
 from mi_massive.interventions import disrupt
 from mi_massive.models.base import HookedModel
@@ -98,6 +100,7 @@ class _Training:
             held_out=True,
         )
         self.curves: dict[str, Tensor] = {}
+        self.progress: TwinProgress | None = None
 
     def run(self, on_progress: Callable[[TwinProgress], None] | None) -> TwinRun:
         start, failure = self._resume(), None
@@ -157,9 +160,9 @@ class _Training:
                 self.curves[name] = torch.full((len(self.config.steps), *value.shape), math.nan)
             self.curves[name][row] = value
 
-    def _edited(self) -> tuple[tuple[str, ...], Tensor]:
-        """The trained twin's answers under each disruption."""
-        if not self.windows.asked:
+    def _edited(self, failure: str | None) -> tuple[tuple[str, ...], Tensor]:
+        """The trained twin's answers under each disruption; none of a run that stopped early."""
+        if failure is not None or not self.windows.asked:
             return (), torch.zeros(0, len(ABILITIES), 2)
         rows = [_scores(self.held, self.windows, self.device)]
         for edit in EDITS.values():
@@ -178,7 +181,7 @@ class _Training:
                 layer.rotary.pair_dims, layer.rotary.wavelengths, strict=True
             ):
                 wavelengths[pair] = float(wavelength)
-        edits, edited = self._edited() if failure is None else ((), torch.zeros(0, 2, 2))
+        edits, edited = self._edited(failure)
         return TwinRun(
             arm=self.arm,
             seed=self.seed,
@@ -192,14 +195,18 @@ class _Training:
 
     def _progress(self, step: int) -> TwinProgress:
         reached = max(i for i, measured in enumerate(self.config.steps) if measured <= step)
-        ratios: dict[str, float] = {}
-        for projection in ("q", "k", "v"):
-            norms = self.curves[projection][reached]
-            ratios[projection] = float((norms.amax(-1) / norms.mean(-1)).log().mean().exp())
-        loss = float(self.curves["loss"][reached])
-        return TwinProgress(
-            arm=self.arm, seed=self.seed, step=step, loss=loss, concentration=ratios
-        )
+        if self.progress is None or step in self.config.steps:  # else nothing new was measured
+            ratios = {
+                projection: float(
+                    max_over_mean(self.curves[projection][reached]).log().mean().exp()
+                )
+                for projection in PROJECTIONS
+            }
+            loss = float(self.curves["loss"][reached])
+            self.progress = TwinProgress(
+                arm=self.arm, seed=self.seed, step=step, loss=loss, concentration=ratios
+            )
+        return replace(self.progress, step=step)
 
     def _save(self, step: int) -> None:
         weights = cast("dict[str, Tensor]", self.model.state_dict())
