@@ -127,6 +127,18 @@ def test_the_slider_is_reached_and_moved_by_keyboard_and_changes_the_layer(drawn
     assert drawn.page.locator("#figure-heads output").inner_text() == "4"
 
 
+def test_a_slider_moved_faster_than_it_draws_shows_the_last_layer(drawn):
+    drawn.page.evaluate(
+        """() => { const slider = document.querySelector('#layer-heads');
+          for (const at of [0, 1, 2, 3, 0, 1]) {
+            slider.value = at; slider.dispatchEvent(new Event('input')); } }"""
+    )
+    drawn.page.wait_for_selector("#figure-heads[data-layer='1']")
+    drawn.page.wait_for_timeout(100)
+    assert drawn.page.locator("#figure-heads").get_attribute("data-layer") == "1"
+    assert drawn.messages == []
+
+
 def test_figures_keep_their_height_when_the_window_changes(drawn):
     heights = "() => Array.from(document.querySelectorAll('.canvas')).map(box => box.scrollHeight)"
     before = drawn.page.evaluate(heights)

@@ -85,9 +85,15 @@
     slider.setAttribute("aria-valuetext", "layer " + name);
     figure.querySelector("output").textContent = name;
     if (!figure.dataset.drawn) return null;
-    return Plotly.animate(box, [name], instant).then(function () {
-      figure.dataset.layer = name;
-    });
+    return Plotly.animate(box, [name], instant).then(
+      function () {
+        figure.dataset.layer = name;
+      },
+      function (reason) {
+        /* A frame that a later one overtakes is rejected without a reason. */
+        if (reason !== undefined) throw reason;
+      }
+    );
   }
 
   function reach(node) {
