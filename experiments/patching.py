@@ -7,7 +7,7 @@ Refuted by: massive pairs that recover no more than matched ones, or no more tha
 unrelated prompt do, once the first token is left out.
 Cost: about 15 minutes on two cores for the default model; finished layers are kept.
 Command: python experiments/patching.py --parts heads bands_q massive_q massive_k pairs_q
-         python experiments/patching.py --known  # facts that the model knows closed-book
+         python experiments/patching.py --no-known  # also of facts that the model does not know
 """
 
 import argparse
@@ -103,7 +103,10 @@ def main() -> None:
     options.add_argument("--model", default="smollm2-135m-instruct")
     options.add_argument("--limit", type=int, default=24, help="conflicts")
     options.add_argument(
-        "--known", action="store_true", help="conflicts that the model knows closed-book alone"
+        *("--known",),
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="only facts that the model knows closed-book: without one there is no conflict",
     )
     options.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     options.add_argument("--k", type=int, default=2, help="pairs of each head in massive arms")
