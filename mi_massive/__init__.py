@@ -19,6 +19,7 @@ disruption      run_disruption: tasks and neutral text under each arm (C4, C5)
 conflict        run_conflict: the prompt against what training stored, under each arm (C6)
 patching        patch: which layers, heads, bands and massive pairs carry the answer (C6)
 twins           train_twins: small models that differ in their position encoding (C3, C8, C9)
+families        measure_families: one row a model, with and without RoPE (C3)
 attribution     attribute: gradient estimates for single rotary pairs, checked exactly
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
@@ -63,15 +64,12 @@ if TYPE_CHECKING:
     from mi_massive.battery import load_tasks, run_battery
     from mi_massive.capture import capture_norms
     from mi_massive.claims import Claim, ScoreboardResult, scoreboard
-    from mi_massive.conflict import (
-        ConflictConfig,
-        ConflictResult,
-        load_conflicts,
-        run_conflict,
-    )
+    from mi_massive.conflict import ConflictConfig, ConflictResult, load_conflicts, run_conflict
     from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
     from mi_massive.doctor import DoctorResult, diagnose
     from mi_massive.evaluation import evaluate
+    from mi_massive.families import measure_families
+    from mi_massive.family_rows import FamiliesResult
     from mi_massive.interventions import (
         Intervention,
         Selection,
@@ -128,6 +126,7 @@ _HOME = {
     "DoctorResult": "doctor",
     "Estimate": "stats",
     "EvaluationConfig": "scores",
+    "FamiliesResult": "family_rows",
     "HookedModel": "models",
     "Intervention": "interventions",
     "LayerGeometry": "rope",
@@ -176,6 +175,7 @@ _HOME = {
     "make_arms": "arms",
     "match_effect": "attention_effects",
     "measure_effects": "attention_effects",
+    "measure_families": "families",
     "patch": "patching",
     "preset": "presets",
     "read_prompts": "prompts",
@@ -191,7 +191,7 @@ _HOME = {
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
-    *("conflict", "patching", "attribution", "patched_patterns", "twins"),
+    *("conflict", "patching", "attribution", "patched_patterns", "twins", "families"),
 )
 
 __all__ = [
@@ -212,6 +212,7 @@ __all__ = [
     "DoctorResult",
     "Estimate",
     "EvaluationConfig",
+    "FamiliesResult",
     "HookedModel",
     "Intervention",
     "LayerGeometry",
@@ -264,6 +265,7 @@ __all__ = [
     "massive_mask",
     "match_effect",
     "measure_effects",
+    "measure_families",
     "patch",
     "preset",
     "read_prompts",
