@@ -94,7 +94,7 @@ def show(row: FamilyRow) -> None:
     print(
         f"  {heads.layout or 'no rotation'}, {heads.n_layers} layers, "
         f"{heads.n_heads}/{heads.n_key_value_heads} heads of {heads.d_head}, "
-        f"{heads.rotary_dim} rotated"
+        f"{heads.rotary_dim} rotated by {heads.n_position_axes} position axes"
     )
     for name, part in (("q", row.q), ("k", row.k), ("v", row.v)):
         print(

@@ -187,6 +187,7 @@ def _heads(geometry: ModelGeometry) -> FamilyHeads:
         d_head=first.d_head,
         rotary_dim=2 * geometry.n_pairs,
         layout=rotaries[0].layout if rotaries else None,
+        n_position_axes=max((rotary.n_position_axes for rotary in rotaries), default=0),
     )
 
 

@@ -31,6 +31,9 @@ class FamilyHeads:
     """Rotated dimensions of a head; 0 without rotation."""
     layout: Layout | None
     """Which dimensions rotate together; None without rotation."""
+    n_position_axes: int
+    """Position axes that turn the pairs: 0 without rotation, 1 for RoPE, 3 for M-RoPE, which is
+    RoPE on texts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +113,8 @@ def _columns(row: FamilyRow) -> dict[str, Any]:
         "rotates": heads.n_rotating_layers > 0 if heads else None,
         "layout": heads.layout if heads else None,
     }
-    for field in ("n_layers", "n_heads", "n_key_value_heads", "d_head", "rotary_dim"):
+    sizes = ("n_layers", "n_heads", "n_key_value_heads", "d_head", "rotary_dim", "n_position_axes")
+    for field in sizes:
         columns[field] = getattr(heads, field) if heads else math.nan
     for projection in PROJECTIONS:
         part = row.of(projection)

@@ -213,7 +213,9 @@ def test_rows_are_shown_as_they_are_finished(gpt2: HookedModel) -> None:
 @pytest.mark.parametrize("family", SHAPES)
 def test_a_shape_is_read_as_its_family_is(family: str) -> None:
     model = build_shape(family)
-    rotation = {each.model_type: each.rotation for each in FAMILIES}[model.plain.config.model_type]
+    tower = model.plain.config.get_text_config().model_type  # of a model with images its language
+    known = {each.model_type: each.rotation for each in FAMILIES} | {"qwen2_vl_text": "half_split"}
+    rotation = known[tower]
     layouts = {layer.rotary.layout if layer.rotary else "none" for layer in model.geometry.layers}
     assert layouts == {rotation}
 
@@ -227,6 +229,8 @@ def test_a_shape_is_read_as_its_family_is(family: str) -> None:
         ("gpt-neox", (4, 4, 16), 4, (0, 1)),
         ("gpt-2", (4, 4, 16), 0, (0, 1)),
         ("jamba", (4, 2, 16), 0, (1, 3)),
+        ("qwen-2-vl", (4, 2, 16), 16, (0, 1)),
+        ("llava", (4, 4, 16), 16, (0, 1)),
     ],
 )
 def test_a_shape_has_the_heads_and_the_rotated_part_of_its_family(
@@ -246,6 +250,12 @@ def test_llama_3_has_its_slow_frequencies_scaled() -> None:
     ratio = rotary.inv_freq / plain
     assert float(ratio[0]) == pytest.approx(1.0)
     assert float(ratio[-1]) == pytest.approx(1 / 8)
+
+
+def test_position_axes_are_those_of_the_tower() -> None:
+    shapes = [build_shape(family) for family in ("qwen-2-vl", "llava", "gpt-2")]
+    rows = measure_families(shapes, PROMPTS, config=QUICK).rows
+    assert [row.heads and row.heads.n_position_axes for row in rows] == [3, 1, 0]
 
 
 def test_random_weights_are_never_called_measured(result: FamiliesResult) -> None:

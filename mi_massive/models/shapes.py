@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.gemma2 import Gemma2Config
 from transformers.models.gpt2 import GPT2Config
 from transformers.models.gpt_neo import GPTNeoConfig
 from transformers.models.gpt_neox import GPTNeoXConfig
 from transformers.models.jamba import JambaConfig
 from transformers.models.llama import LlamaConfig
+from transformers.models.llava import LlavaConfig
 from transformers.models.mistral import MistralConfig
 from transformers.models.opt import OPTConfig
 from transformers.models.phi3 import Phi3Config
 from transformers.models.qwen2 import Qwen2Config
+from transformers.models.qwen2_vl import Qwen2VLConfig
 
 from mi_massive.models.base import HookedModel
 from mi_massive.models.errors import UnsupportedModelError
+from mi_massive.models.load import WITH_IMAGES
 
 RANDOM_WEIGHTS: Final = "random weights of a tiny configuration"
 """Weights note of every shape; results of such a model are a check of shapes alone."""
@@ -89,6 +92,26 @@ def _jamba() -> Any:
     return JambaConfig(**sizes, **attention, **experts, num_experts_per_tok=1, **mamba)
 
 
+def _qwen_2_vl() -> Any:
+    text = _GROUPED | _rope(1e6)
+    text["rope_parameters"]["mrope_section"] = [2, 3, 3]
+    tower = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4}
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return Qwen2VLConfig(
+        text_config=text, vision_config=tower, **{name: 60 + i for i, name in enumerate(names)}
+    )
+
+
+def _llava() -> Any:
+    tower = {"hidden_size": 32, "intermediate_size": 32, "image_size": 16, "patch_size": 8}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16}
+    return LlavaConfig(
+        text_config=_SIZES | _rope(1e4) | {"model_type": "llama"},
+        vision_config=tower | layers | {"model_type": "clip_vision_model"},
+        image_token_index=60,
+    )
+
+
 SHAPES: Final[dict[str, Callable[[], Any]]] = {
     "llama-2": lambda: LlamaConfig(**_SIZES, **_rope(1e4)),
     "llama-3": _llama_3,
@@ -101,8 +124,11 @@ SHAPES: Final[dict[str, Callable[[], Any]]] = {
     "gpt-2": lambda: GPT2Config(**_IDS, n_positions=_CONTEXT, n_embd=64, n_layer=2, n_head=4),
     "opt": _opt,
     "jamba": _jamba,
+    "qwen-2-vl": _qwen_2_vl,
+    "llava": _llava,
 }
-"""A tiny configuration of each family, made when asked for."""
+"""A tiny configuration of each family, made when asked for. The last two read images as well; their
+language towers run, on token ids of text."""
 
 
 def build_shape(family: str, *, seed: int = 0) -> HookedModel:
@@ -125,7 +151,8 @@ def build_shape(family: str, *, seed: int = 0) -> HookedModel:
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     with _building, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = cast(Any, AutoModelForCausalLM).from_config(
+        kind = AutoModelForImageTextToText if config.model_type in WITH_IMAGES else None
+        model = cast(Any, kind or AutoModelForCausalLM).from_config(
             config, **({"attn_implementation": "eager"} if capped else {})
         )
     name = f"{family} (tiny)"
