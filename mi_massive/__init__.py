@@ -19,6 +19,7 @@ disruption      run_disruption: tasks and neutral text under each arm (C4, C5)
 conflict        run_conflict: the prompt against what training stored, under each arm (C6)
 patching        patch: which layers, heads, bands and massive pairs carry the answer (C6)
 twins           train_twins: small models that differ in their position encoding (C3, C8, C9)
+families        measure_families: one row a model, with and without RoPE (C3)
 attribution     attribute: gradient estimates for single rotary pairs, checked exactly
 operation       operate: change the rotation of a running model
 position_shares position against content in the logits of heads, by frequency band
@@ -70,6 +71,8 @@ if TYPE_CHECKING:
     from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
     from mi_massive.doctor import DoctorResult, diagnose
     from mi_massive.evaluation import evaluate
+    from mi_massive.families import measure_families
+    from mi_massive.family_rows import FamiliesResult
     from mi_massive.interventions import (
         Intervention,
         Selection,
@@ -131,6 +134,8 @@ _NAMES = {
     "disruption": ("DisruptionConfig", "DisruptionResult", "run_disruption"),
     "doctor": ("DoctorResult", "diagnose"),
     "evaluation": ("evaluate",),
+    "families": ("measure_families",),
+    "family_rows": ("FamiliesResult",),
     "interventions": ("Intervention", "Selection", "Value", "Where", "disrupt", "disruption_hooks"),
     "model_conflicts": ("known_conflicts", "load_conflicts"),
     "models": ("HookedModel", "UnsupportedModelError", "load_model"),
@@ -172,7 +177,7 @@ _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims"),
     *("report", "conflict", "patching", "attribution", "patched_patterns", "twins"),
-    *("operation", "share_capture", "surgery", "surgery_plans"),
+    *("families", "operation", "share_capture", "surgery", "surgery_plans"),
 )
 
 __all__ = [
@@ -192,6 +197,7 @@ __all__ = [
     "DoctorResult",
     "Estimate",
     "EvaluationConfig",
+    "FamiliesResult",
     "HookedModel",
     "Intervention",
     "LayerGeometry",
@@ -253,6 +259,7 @@ __all__ = [
     "massive_mask",
     "match_effect",
     "measure_effects",
+    "measure_families",
     "operate",
     "patch",
     "preset",

@@ -33,6 +33,10 @@ class RotaryGeometry:
     """Dimensions of a head; the first `2 * n_pairs` rotate, the others pass unrotated."""
     factor: float = 1.0
     """What the model multiplies rotated dimensions by beside the turn (YaRN's attention factor)."""
+    axis_of_pair: Int[Tensor, "pair"] | None = field(repr=False, default=None)
+    """M-RoPE: which of several position axes (time, height, width of an image) turns each pair;
+    None for one axis. A text has the same position on all of them, so that it turns as by ordinary
+    RoPE and nothing here changes; an image does not."""
 
     def __post_init__(self) -> None:
         if self.inv_freq.numel() == 0 or 2 * self.inv_freq.numel() > self.d_head:
@@ -48,6 +52,12 @@ class RotaryGeometry:
     def n_pairs(self) -> int:
         """Rotary pairs of a head."""
         return self.inv_freq.numel()
+
+    @property
+    def n_position_axes(self) -> int:
+        """Position axes that turn some pair: 1, or 3 for M-RoPE."""
+        axes = self.axis_of_pair
+        return 1 if axes is None else len({int(axis) for axis in axes})
 
     @property
     def rotary_dim(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mi_massive import ScoreboardResult, TwinsResult, load_result
+from mi_massive import FamiliesResult, ScoreboardResult, TwinsResult, load_result
 from mi_massive.models.wheel import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +77,14 @@ def test_a_record_loads_and_names_a_model_of_this_package(record: Path) -> None:
     if isinstance(result, TwinsResult):
         assert record.stem.startswith("twins_")
         assert result.provenance.versions["torch"]
+        return
+    if isinstance(result, FamiliesResult):
+        assert record.stem.startswith("families")
+        rows = {row.model: row for row in result.rows if row.status == "measured"}
+        assert set(rows) == set(BUILT_IN)
+        for name, row in rows.items():
+            assert row.provenance is not None
+            assert row.provenance.revision == BUILT_IN[name].requirement
         return
     assert result.provenance.model in BUILT_IN
     assert result.provenance.model in record.stem

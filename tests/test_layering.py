@@ -54,7 +54,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("patch_speed", "quantization", "sweep", "speed", "generation_speed"),
         *("surgery", "surgery_plans"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
-        "_twin_claims",
+        *("_twin_claims", "families", "family_rows"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),

@@ -50,6 +50,7 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "massive_mask": ["norms"],
     "match_effect": ["model", "prompts", "control"],
     "measure_effects": ["model", "prompts", "arms"],
+    "measure_families": ["models", "prompts"],
     "operate": ["model", "surgery"],
     "patch": ["model", "pairs"],
     "preset": ["name"],

@@ -8,12 +8,18 @@ from mi_massive.models.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from mi_massive.models.base import HookedModel
     from mi_massive.models.load import load_model
+    from mi_massive.models.shapes import SHAPES, build_shape
 
 # Loaded at first use: the list of built-in models and families needs no transformers.
-_HOME = {"HookedModel": "base", "load_model": "load"}
+_HOME = {
+    "HookedModel": "base",
+    "SHAPES": "shapes",
+    "build_shape": "shapes",
+    "load_model": "load",
+}
 _OF_TRANSFORMERS = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tokenization_auto")
 
-__all__ = ["HookedModel", "UnsupportedModelError", "load_model"]
+__all__ = ["SHAPES", "HookedModel", "UnsupportedModelError", "build_shape", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

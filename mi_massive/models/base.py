@@ -17,14 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mi_massive.models.attention import Visitor
-from mi_massive.models.engines import Engine, HooksEngine, PlainEngine
+from mi_massive.models.engines import Engine, HooksEngine, PlainEngine, measured_geometry
 from mi_massive.models.errors import UnsupportedModelError
-from mi_massive.models.geometry import (
-    candidate_rotations,
-    measure_geometry,
-    probe_positions,
-    training_context,
-)
+from mi_massive.models.geometry import candidate_rotations, training_context
 from mi_massive.models.sites import (
     HookFunction,
     attention_site_names,
@@ -97,7 +92,7 @@ class HookedModel:
         revive_rotary_hooks(model)
         engine = HooksEngine(model)
         hf_model = getattr(model, "original_model", model)
-        geometry = _measure(
+        geometry = measured_geometry(
             engine, hf_model, training_context(getattr(hf_model, "config", model.cfg))
         )
         if not geometry.rotates and candidate_rotations(hf_model):
@@ -143,7 +138,7 @@ class HookedModel:
         return cls(
             name=name,
             engine=plain,
-            geometry=_measure(plain, plain.model, training_context(model.config)),
+            geometry=measured_geometry(plain, plain.model, training_context(model.config)),
             tokenizer=tokenizer,
             make_bridge=lambda: boot_bridge(model, tokenizer, folder),
             revision=revision,
@@ -284,15 +279,3 @@ class HookedModel:
 
     def _parameters(self) -> Any:
         return cast(Any, self._engine).model.parameters()
-
-
-def _measure(engine: Engine, model: Any, context: int | None) -> ModelGeometry:
-    positions = probe_positions(context)
-    rotations = candidate_rotations(model)
-    return measure_geometry(
-        engine.constant_states(positions),
-        positions,
-        frequencies=[frequencies for frequencies, _ in rotations],
-        factors=[factor for _, factor in rotations],
-        training_context=context,
-    )

@@ -21,8 +21,15 @@ from mi_massive.models.attention import (
     visiting,
 )
 from mi_massive.models.errors import UnsupportedModelError
-from mi_massive.models.geometry import ConstantStates
+from mi_massive.models.geometry import (
+    ConstantStates,
+    candidate_rotations,
+    measure_geometry,
+    probe_positions,
+    with_position_axes,
+)
 from mi_massive.models.sites import Hook, attention_site_names, fired_sites, site_name
+from mi_massive.rope import ModelGeometry
 
 
 @runtime_checkable
@@ -82,12 +89,27 @@ class PlainEngine:
         with visiting(self.model, visit):
             self._run(input_ids, attention_mask=attention_mask)
 
+    @property
+    def n_position_axes(self) -> int:
+        """Position axes of the model's rotary module: 3 for M-RoPE, else 1."""
+        sections = (getattr(module, "mrope_section", None) for module in self.model.modules())
+        return max((len(section) for section in sections if section is not None), default=1)
+
     @torch.no_grad()
-    def constant_states(self, positions: Int[Tensor, "pos"]) -> list[ConstantStates]:
-        """Queries and keys of each layer when its own input is the same at every position."""
+    def constant_states(
+        self, positions: Int[Tensor, "pos"], *, axis: int | None = None
+    ) -> list[ConstantStates]:
+        """Queries and keys of each layer when its own input is the same at every position.
+
+        `axis` is the position axis that has the positions, of a model with several, while the
+        others stay at 0; None gives them to all.
+        """
         states: list[ConstantStates] = []
         ids = torch.ones_like(positions)[None].to(self.model.device)
         places = positions[None].to(self.model.device)
+        if axis is not None:
+            of_axis = torch.arange(self.n_position_axes, device=places.device) == axis
+            places = of_axis[:, None, None] * places
         removers = [
             module.register_forward_pre_hook(_hold_first, with_kwargs=True)
             for module in attention_modules(self.model, lambda: self._run(ids, position_ids=places))
@@ -106,6 +128,35 @@ class PlainEngine:
 
     def _without_cache(self) -> dict[str, bool]:
         return {} if getattr(self.model.config, "use_cache", None) is None else {"use_cache": False}
+
+
+def measured_geometry(engine: Engine, model: Any, context: int | None) -> ModelGeometry:
+    """Rotary geometry of a model, measured on what its engine computes.
+
+    Args:
+        engine: Runs the model.
+        model: Whose buffers hold the frequencies.
+        context: Positions that the model was trained on, in tokens.
+
+    Raises:
+        UnsupportedModelError: If attention cannot be read or rotates in an unknown way.
+    """
+    positions = probe_positions(context)
+    rotations = candidate_rotations(model)
+    geometry = measure_geometry(
+        engine.constant_states(positions),
+        positions,
+        frequencies=[frequencies for frequencies, _ in rotations],
+        factors=[factor for _, factor in rotations],
+        training_context=context,
+    )
+    if not isinstance(engine, PlainEngine) or engine.n_position_axes == 1:
+        return geometry
+    spread = torch.linspace(0, (context or 512) - 1, 9).long()  # far: slow pairs must be seen
+    return with_position_axes(
+        geometry,
+        [engine.constant_states(spread, axis=axis) for axis in range(engine.n_position_axes)],
+    )
 
 
 class HooksEngine:

@@ -10,7 +10,7 @@ does not rotate.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import torch
@@ -111,6 +111,59 @@ def measure_geometry(
             f"tensor, got (heads, key-value heads, d_head) = {sorted(shapes)}"
         )
     return ModelGeometry(layers=layers, training_context=training_context)
+
+
+def with_position_axes(
+    geometry: ModelGeometry, states: Sequence[Sequence[ConstantStates]]
+) -> ModelGeometry:
+    """Find which position axis turns each rotary pair of a model with several (M-RoPE).
+
+    A pair that changes while one axis alone moves, and stays while the others do, belongs to it.
+
+    Args:
+        geometry: Measured with equal positions on all axes.
+        states: For each axis the constant states of every layer, with positions on that axis alone
+            and zeros on the others.
+
+    Raises:
+        UnsupportedModelError: If a pair follows no axis, or more than one.
+    """
+    known: dict[tuple[int, tuple[int, ...]], RotaryGeometry] = {}  # shared by layers, as before
+    layers: list[LayerGeometry] = []
+    for layer, by_axis in zip(geometry.layers, zip(*states, strict=True), strict=True):
+        rotary = layer.rotary
+        if rotary is not None:
+            axes = _axis_of_pair([_pair_changes(state, rotary) for state in by_axis], layer.block)
+            key = id(rotary), tuple(int(axis) for axis in axes)
+            rotary = known.setdefault(key, replace(rotary, axis_of_pair=axes))
+        layers.append(replace(layer, rotary=rotary))
+    return replace(geometry, layers=tuple(layers))
+
+
+def _pair_changes(state: ConstantStates, rotary: RotaryGeometry) -> Float[Tensor, "pair"]:
+    """How far each pair of queries and keys moves away from position 0, in squared norm."""
+    changes = torch.zeros(rotary.n_pairs, dtype=torch.float64)
+    for measured in (state.query.cpu().double(), state.key.cpu().double()):
+        moved = (measured - measured[:, :1]).square().sum(dim=(0, 1))
+        changes += moved[rotary.pair_dims].sum(dim=-1)
+    return changes
+
+
+def _axis_of_pair(changes: Sequence[Float[Tensor, "pair"]], block: int) -> Int[Tensor, "pair"]:
+    least, most = torch.stack(list(changes)).sort(dim=0).values[-2:]
+    axes = torch.stack(list(changes)).argmax(dim=0)
+    unclear = most <= _CLEARLY * least
+    if bool(unclear.any()):
+        pair = int(unclear.nonzero()[0])
+        raise UnsupportedModelError(
+            f"each rotary pair of block {block} must turn with one position axis alone, got pair "
+            f"{pair} that moves by {float(most[pair]):.2g} and {float(least[pair]):.2g} (squared) "
+            "with two of them; its rotary geometry is needed"
+        )
+    return axes
+
+
+_CLEARLY: Final = 9.0  # threefold in length: beyond what rounding moves
 
 
 def candidate_rotations(model: nn.Module) -> list[tuple[Float[Tensor, "_"], float]]:

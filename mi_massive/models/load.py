@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -24,6 +25,9 @@ from mi_massive.models.checkpoint import Checkpoint, resolve_checkpoint
 from mi_massive.models.errors import UnsupportedModelError
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+WITH_IMAGES: Final = ("llava", "qwen2_vl")
+"""Model types that read images as well, whose language tower is served, on texts alone."""
 
 
 def load_model(
@@ -112,7 +116,9 @@ def _is_causal(config: Any, checkpoint: Checkpoint) -> bool:
     decodes = architecture.endswith(("ForCausalLM", "LMHeadModel"))
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes:
         return False
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "auto_map" in vars(config):
+    if config.model_type in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *WITH_IMAGES):
+        return True
+    if "auto_map" in vars(config):
         return True
     raise UnsupportedModelError(
         f"{checkpoint.name} must be a language model that transformers can load, got the model "
@@ -124,7 +130,8 @@ def _load_weights(
     checkpoint: Checkpoint, config: Any, is_causal: bool, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its language-modelling head came from the checkpoint."""
-    loader = cast(Any, AutoModelForCausalLM if is_causal else AutoModelForMaskedLM)
+    kind = AutoModelForCausalLM if is_causal else AutoModelForMaskedLM
+    loader = cast(Any, AutoModelForImageTextToText if config.model_type in WITH_IMAGES else kind)
     # transformers' SDPA ignores the soft cap on attention logits that such a model was trained
     # with.
     softcapped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None

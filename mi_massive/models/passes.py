@@ -125,7 +125,21 @@ def _forward_pass(given: dict[str, Any]) -> ForwardPass:
         start=start,
         real=real[:, start:],
         first=first[:, start:],
-        positions=positions.expand(n_batch, n_pos),
+        positions=_of_text(positions, real[:, start:]).expand(n_batch, n_pos),
         n_prompt=_stated.get()[0],
         copies=_stated.get()[1],
     )
+
+
+def _of_text(
+    positions: Int[Tensor, "*axis _ pos"], real: Bool[Tensor, "batch pos"]
+) -> Int[Tensor, "_ pos"]:
+    """Positions of a text, also where a model has several position axes (M-RoPE)."""
+    if positions.ndim == 2:
+        return positions
+    if bool((positions[:, real] != positions[:1, real]).any()):
+        raise ValueError(
+            "position_ids must be equal on all position axes, as for a text, got different ones; "
+            "leave out pictures and videos"
+        )
+    return positions[0]

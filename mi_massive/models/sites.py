@@ -64,8 +64,16 @@ def boot_bridge(
     """Make a TransformerBridge in compatibility mode, with unprocessed weights.
 
     Raises:
-        UnsupportedModelError: If TransformerLens does not know the architecture.
+        UnsupportedModelError: If TransformerLens does not know the architecture, or the model reads
+            images: for such a one TransformerLens runs `pip install torchvision` where it is
+            missing, which can replace torch under every program of the environment.
     """
+    if getattr(model.config, "vision_config", None) is not None:
+        raise UnsupportedModelError(
+            f"a {type(model).__name__} must read no images to have hook points, got a model that "
+            "does, for which TransformerLens installs packages; attention_inputs, capture_norms "
+            "and disrupt need none"
+        )
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
