@@ -48,6 +48,7 @@ def add_options(
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--cells", type=Path, default=HERE.parent / "cells")
     parser.add_argument("--out", type=Path, default=HERE / "records")
+    parser.add_argument("--record", help="beginning of the record's name instead of the script's")
 
 
 def run(experiment: str, name: str, given: argparse.Namespace) -> DisruptionResult:
@@ -71,7 +72,8 @@ def run(experiment: str, name: str, given: argparse.Namespace) -> DisruptionResu
     result = run_disruption(
         model, tasks, arms, config=config, cells=given.cells, on_progress=progress
     )
-    path = save_result(result, given.out / f"{experiment}_{Path(name).name.lower()}.json")
+    named = given.record or experiment
+    path = save_result(result, given.out / f"{named}_{Path(name).name.lower()}.json")
     print(f"record: {path}")
     return result
 
