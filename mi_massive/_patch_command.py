@@ -11,11 +11,15 @@ from mi_massive._disrupt_command import split
 from mi_massive._patch_units import require_granularity, require_site
 from mi_massive._terminal import print_json, print_records, progress, waiting
 from mi_massive.models.wheel import DEFAULT_MODEL
-from mi_massive.patch_results import Direction, PatchingConfig
+from mi_massive.patch_results import AttributionResult, Direction, PatchingConfig, PatchingResult
 from mi_massive.records import save_result
 
 _CONFIG = PatchingConfig()
 _DIRECTIONS = ("denoising", "noising")
+_N_SAMPLE = 64
+"""Random cells against which estimates are checked."""
+_LEAST_CHECKED = 3
+"""Of which a correlation can be given."""
 
 
 def patch_command(
@@ -46,6 +50,13 @@ def patch_command(
     joint: Annotated[
         bool, typer.Option("--joint", help="Patch all layers at once instead of one at a time.")
     ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Of pairs: estimate each of every head by gradients, patch the largest exactly.",
+        ),
+    ] = False,
     top: Annotated[int, typer.Option(min=1, help="Cells to print, the largest first.")] = 20,
     cells: Annotated[
         Path | None,
@@ -72,6 +83,12 @@ def patch_command(
     ):
         if value not in allowed:
             raise ValueError(f"--{option} must be one of {', '.join(allowed)}, got {value!r}")
+    if estimate and granularity != "pair":
+        raise ValueError(f"--estimate must come with --granularity pair, got {granularity}")
+    if estimate and top < _LEAST_CHECKED:
+        raise ValueError(
+            f"--top must be at least {_LEAST_CHECKED} cells with --estimate, got {top}"
+        )
     config = PatchingConfig(k=k, joint=joint, batch_size=batch_size)
     names = split(groups)
     if not names:
@@ -79,9 +96,12 @@ def patch_command(
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
 
     from mi_massive._patch_setup import patched_layers  # late, as all that loads transformers
+    from mi_massive.attribution import attribute, require_gradients
     from mi_massive.patching import patch
 
     n_layers = 1 if joint else len(patched_layers(loaded, site=require_site(site)))
+    if estimate:
+        require_gradients(loaded)
     with waiting("asking facts closed-book", quiet=quiet):
         pairs, n_asked = _known_pairs(loaded, limit, corrupted=corrupted)
     if not pairs:
@@ -89,39 +109,89 @@ def patch_command(
             f"{loaded.name} must know a fact closed-book for its conflict to be patched, got none "
             f"of {n_asked}; ask another model"
         )
-    with progress(n_layers, quiet=quiet, what="layers") as advance:
-        result = patch(
-            loaded,
-            pairs,
-            site=site,
-            granularity=granularity,
-            direction=cast(Direction, direction),
-            groups=names,
-            config=config,
-            cells=cells,
-            on_progress=advance,
-        )
-    largest = result.largest(top)
+    shared: dict[str, Any] = {
+        "site": site,
+        "direction": cast(Direction, direction),
+        "groups": names,
+        "config": config,
+    }
+    if estimate:
+        steps = top + _N_SAMPLE
+        with progress(steps, quiet=quiet, what="cells") as advance:
+            result = attribute(
+                loaded, pairs, n_top=top, n_sample=_N_SAMPLE, on_progress=advance, **shared
+            )
+        told, rows = _told_estimates(result)
+    else:
+        with progress(n_layers, quiet=quiet, what="layers") as advance:
+            result = patch(
+                loaded, pairs, granularity=granularity, cells=cells, on_progress=advance, **shared
+            )
+        told, rows = _told_patches(result, top)
     if as_json:
         print_json(
             {
                 "model": loaded.name,
                 "site": result.site,
-                "granularity": result.granularity,
                 "direction": result.direction,
-                "n": result.n,
                 "n_left_out": result.n_left_out,
-                "n_cells": result.recovered.numel(),
-                "n_significant": int(result.significant.sum()),
-                "cells": largest,
+                **told,
                 "provenance": dataclasses.asdict(result.provenance),
             }
         )
     else:
-        title = f"{loaded.name}: {result.n} pairs, {result.n_left_out} without a difference"
-        print_records(title, [_row(cell) for cell in largest])
+        title = f"{loaded.name}: {told['n']} pairs, {result.n_left_out} without a difference"
+        print_records(title, rows)
+        if estimate:
+            shown = ", ".join(
+                f"{name} {entry['effect']:.2f} ({entry['low']:.2f} .. {entry['high']:.2f})"
+                for name, entry in told["correlations"].items()
+            )
+            typer.echo(f"estimates against exact patches: {shown}")
     if save is not None:
         save_result(result, save)
+
+
+def _told_patches(result: PatchingResult, top: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is printed of patches: as JSON, and as rows."""
+    largest = result.largest(top)
+    told = {
+        "granularity": result.granularity,
+        "n": result.n,
+        "n_cells": result.recovered.numel(),
+        "n_significant": int(result.significant.sum()),
+        "cells": largest,
+    }
+    return told, [_row(cell) for cell in largest]
+
+
+def _told_estimates(result: AttributionResult) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is printed of estimates: as JSON, and as rows."""
+    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for at, place in enumerate(result.top):
+        cell = {a: result.labels[a][i] for a, i in zip(result.axes, place, strict=True)}
+        estimated, exact, low, high, placebo = (
+            float(values)
+            for values in (
+                result.estimated[place],
+                *(result.top_exact[at], result.top_low[at], result.top_high[at]),
+                result.top_placebo[at],
+            )
+        )
+        numbers = {"estimated": estimated, "recovered": exact, "placebo": placebo}
+        found.append(cell | numbers | {"low": low, "high": high})
+        shown = {name: f"{value:+.3f}" for name, value in numbers.items()}
+        rows.append(cell | shown | {"interval": f"{low:+.3f} .. {high:+.3f}"})
+    names = ("pearson", "spearman", "pearson_top")
+    told = {
+        "granularity": "pair",
+        "n": result.n_examples,
+        "n_cells": result.estimated.numel(),
+        "correlations": {name: dataclasses.asdict(getattr(result, name)) for name in names},
+        "cells": found,
+    }
+    return told, rows
 
 
 def patching_for_report(

@@ -9,7 +9,7 @@ from patch_models import random_pairs
 from tiny_models import llama
 
 from mi_massive import cli, load_model, load_result, model_conflicts
-from mi_massive.patch_results import PatchingResult
+from mi_massive.patch_results import AttributionResult, PatchingResult
 from mi_massive.tasks import conflicts
 
 Run = Callable[..., tuple[int, str, str]]
@@ -61,9 +61,36 @@ def test_cells_are_printed_saved_and_kept(run: Run, folder: Path, tmp_path: Path
     assert "kv head" in text
 
 
+@pytest.mark.usefixtures("planted")
+def test_estimates_are_printed_with_their_check_and_saved(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "result.json"
+    options = (folder, "--site", "rot_k", "--granularity", "pair", "--groups", "object", "--top", 4)
+    status, out, _ = run(*options, "--estimate", "--quiet", "--json", "--save", saved)
+    assert status == 0
+    told = json.loads(out)
+    result = load_result(saved)
+    assert isinstance(result, AttributionResult)
+    assert (told["n"], told["n_cells"]) == (result.n_examples, result.estimated.numel())
+    assert [cell["recovered"] for cell in told["cells"]] == pytest.approx(result.top_exact.tolist())
+    assert told["cells"][0]["estimated"] == pytest.approx(
+        float(max(result.estimated.flatten(), key=abs))
+    )
+    assert told["correlations"]["pearson"]["effect"] == pytest.approx(result.pearson.effect)
+    status, text, _ = run(*options, "--estimate", "--quiet")
+    assert status == 0
+    assert "estimates against exact patches: pearson" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--estimate",), "error: --estimate must come with --granularity pair, got head"),
+        (
+            ("--estimate", "--granularity", "pair", "--site", "rot_q", "--top", "2"),
+            "error: --top must be at least 3 cells with --estimate, got 2",
+        ),
         (
             ("--site", "mlp"),
             "error: site must be one of q, k, v, rot_q, rot_k, pattern, z, resid_p",
