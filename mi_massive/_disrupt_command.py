@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # these load transformers, which the help does not need
     from mi_massive.models import HookedModel
 
 _READOUTS = "generation,options"
-_OWN = ".jsonl"
+OWN = ".jsonl"
 """Ending of a file that is a task of the user's own."""
 
 
@@ -63,9 +63,9 @@ def disrupt_command(
 ) -> None:
     """What losing chosen dimensions costs on tasks and on neutral text (C4, C5)."""
     opt.require_savable(save)
-    names, ks = _task_names(tasks), None if k is None else doses(k)
+    names, ks = task_names(tasks), None if k is None else doses(k)
     _require_use(data, names)
-    own = {name: _own_task(name, limit) for name in names if name.endswith(_OWN)}
+    own = {name: own_task(name, limit) for name in names if name.endswith(OWN)}
     asking = EvaluationConfig(readouts=_readouts(readout), chat=chat, batch_size=batch_size)
 
     from mi_massive.arms import make_arms  # late, as all that loads transformers
@@ -166,16 +166,16 @@ def _print(result: Any) -> None:
         )
 
 
-def _task_names(listed: str) -> list[str]:
+def task_names(listed: str) -> list[str]:
     """Names of tasks; one that several begin with, such as `pairs`, stands for all of them."""
     names: list[str] = []
     for part in split(listed):
         family = [name for name in TASKS if name.startswith(f"{part}_")]
-        if part not in TASKS and not part.endswith(_OWN) and not family:
+        if part not in TASKS and not part.endswith(OWN) and not family:
             raise ValueError(
                 f"--tasks must be among {', '.join(TASKS)} or a .jsonl file, got {part!r}"
             )
-        names += [part] if part in TASKS or part.endswith(_OWN) else family
+        names += [part] if part in TASKS or part.endswith(OWN) else family
     if not names:
         raise ValueError(f"--tasks must name at least one of {', '.join(TASKS)}, got {listed!r}")
     return list(dict.fromkeys(names))
@@ -191,7 +191,7 @@ def _require_use(data: Path | None, names: list[str]) -> None:
         )
 
 
-def _own_task(name: str, limit: int | None) -> Task:
+def own_task(name: str, limit: int | None) -> Task:
     own = load_own_task(Path(name))
     return own if limit is None else own.first(limit)
 

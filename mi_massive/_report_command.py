@@ -9,6 +9,7 @@ from mi_massive import _options as opt
 from mi_massive._conflict_command import conflict_for_report
 from mi_massive._disrupt_command import battery_for_report
 from mi_massive._patch_command import patching_for_report
+from mi_massive._surgery_command import read_surgery
 from mi_massive._terminal import print_claims, progress
 from mi_massive._twins_command import read_twins
 from mi_massive.bands import BandsConfig
@@ -36,6 +37,10 @@ def report_command(
     patching: Annotated[
         int, typer.Option(min=0, help="Known facts to contradict and patch; 0: no patching.")
     ] = 0,
+    surgery: Annotated[
+        Path | None,
+        typer.Option(help="Saved result of `mi-massive surgery` on this model, to show as well."),
+    ] = None,
     twins: Annotated[
         list[Path] | None, typer.Option(help="Saved result of `mi-massive twins` to show as well.")
     ] = None,
@@ -71,6 +76,7 @@ def report_command(
         raise ValueError("--examples must be 0 or at least 2, got 1; one has no interval")
     require_replaceable(out.resolve(), model=opt.model_name(model), overwrite=overwrite)
     opt.require_writable("--out", out)
+    taken_apart = read_surgery(surgery, opt.model_name(model))
     trained = read_twins(twins or [])
     capture = opt.CaptureOptions(
         opt.read_texts(prompts, column, split, limit), chat, max_length, skip_first, batch_size
@@ -103,6 +109,7 @@ def report_command(
             control_prompts=others,
             disruption=disruption,
             conflict=conflict,
+            surgery=taken_apart,
             twins=trained,
             **patched,
             config=config,

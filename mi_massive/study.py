@@ -16,6 +16,7 @@ from mi_massive.pattern_capture import capture_patterns
 from mi_massive.patterns import PatternsResult
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
 from mi_massive.report.results import ReportResults
+from mi_massive.surgery import SurgeryResult
 from mi_massive.symmetry import SymmetryConfig, symmetry
 from mi_massive.twin_results import TwinsResult
 
@@ -45,6 +46,7 @@ def run_study(
     patching: Sequence[PatchingResult] = (),
     attributions: Sequence[AttributionResult] = (),
     patched_patterns: PatchedPatternsResult | None = None,
+    surgery: SurgeryResult | None = None,
     twins: Sequence[TwinsResult] = (),
     notes: Sequence[str] = (),
     config: StudyConfig | None = None,
@@ -64,6 +66,7 @@ def run_study(
         patching: Of the same model, from `patch`, for the report's section.
         attributions: Of the same model, from `attribute`, for the same section.
         patched_patterns: Of the same model, from `capture_patched_patterns`, for the same section.
+        surgery: Of the same model, from `run_surgery`, for its section.
         twins: From `train_twins`; the first judges C3b, C8e and C9b, all have a section.
         notes: Sentences for the reader beside the study's own, see `ReportResults.notes`.
         config: Defaults throughout if left out.
@@ -117,6 +120,7 @@ def run_study(
         patching=tuple(patching),
         attributions=tuple(attributions),
         patched_patterns=patched_patterns,
+        surgery=surgery,
         twins=tuple(twins),
         notes=(*said, *notes),
     )

@@ -8,14 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from conftest import Answer, Run
 from rich.console import Console
 from safetensors import SafetensorError
 from tiny_models import FAMILIES, llama, save_model
@@ -26,33 +26,10 @@ from mi_massive.report.folder import PAGE, SUMMARY
 
 COMMANDS = (
     *("report", "concentration", "bands", "symmetry", "disrupt", "conflict", "patch"),
-    *("tasks", "presets", "models", "doctor"),
+    *("surgery", "twins", "tasks", "presets", "models", "doctor"),
 )
 ANALYSES = ("concentration", "bands", "symmetry")
 WORDS = "\n\n".join(" ".join(f"t{(7 * i + j * j) % 61}" for j in range(9 + i)) for i in range(6))
-
-
-class Answer(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Answer]
-
-
-@pytest.fixture(name="run")
-def fixture_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command line with arguments, in this process."""
-
-    def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["mi-massive", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Answer(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module", name="tiny")
@@ -116,6 +93,8 @@ def test_help_names_every_option(command: str, run: Run) -> None:
     options["doctor"] = ["--device", "--dtype", "--json", "--quiet"]
     options["disrupt"] = ["--preset", "--k", "--seeds", "--tasks", "--data", "--limit", "--cells"]
     options["conflict"] = ["--preset", "--k", "--seeds", "--relations", "--limit", "--legacy"]
+    options["surgery"] = ["--tasks", "--limit", "--bands", "--seeds", "--cells", "--save", "--json"]
+    options["twins"] = ["--folder", "--arms", "--seeds", "--corpus", "--steps", "--dtype", "--json"]
     options["patch"] = ["--site", "--granularity", "--groups", "--limit", "--cells", "--json"]
     common = [
         "--prompts",
@@ -128,7 +107,7 @@ def test_help_names_every_option(command: str, run: Run) -> None:
         "--batch-size",
     ]
     own = {
-        "report": ["--out", "--control", "--overwrite", "--examples", "--conflicts"],
+        "report": ["--out", "--control", "--overwrite", "--examples", "--conflicts", "--surgery"],
         "bands": ["--n-bands"],
     }
     wanted = options.get(command, [*common, "--skip-first", *own.get(command, ["--save"])])

@@ -2,36 +2,23 @@
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Run
 from tiny_models import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mi_massive import cli, load_result
+from mi_massive import load_result
 from mi_massive.tasks._conflict_facts import load_relations
 from mi_massive.tasks._filler import FILLER
 from mi_massive.tasks.facts import load_facts
 from mi_massive.tasks.legacy_conflict import legacy_conflict
 
-Run = Callable[..., tuple[int, str, str]]
 RELATIONS = ("country_language", "athlete_sport")
-
-
-@pytest.fixture(name="run")
-def fixture_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["mi-massive", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

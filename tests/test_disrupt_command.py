@@ -1,31 +1,18 @@
 """`mi-massive disrupt`, `tasks` and `presets` on a tiny model, through the command line."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Run
 from tiny_models import llama
 
-from mi_massive import cli, load_result
+from mi_massive import load_result
 from mi_massive.presets import PRESETS
 from mi_massive.tasks import TASKS
 
-Run = Callable[..., tuple[int, str, str]]
 QUESTION = {"prompt": "t1 t2 t3", "answer": "t4", "options": ["t4", "t5"], "kind": "contextual"}
-
-
-@pytest.fixture(name="run")
-def fixture_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["mi-massive", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module", name="model")
@@ -128,11 +115,11 @@ def test_without_k_every_preset_edits_its_own_number_of_dimensions(
 
 
 def test_a_name_that_several_tasks_begin_with_means_all_of_them() -> None:
-    from mi_massive._disrupt_command import _task_names
+    from mi_massive._disrupt_command import task_names
 
-    assert _task_names("letters,letters") == ["letters"]
+    assert task_names("letters,letters") == ["letters"]
 
-    assert _task_names("pairs,cities") == [
+    assert task_names("pairs,cities") == [
         *("pairs_closed_book", "pairs_open_book", "pairs_counterfactual"),
         "cities",
     ]

@@ -65,6 +65,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "_conflict_command",
         "_disrupt_command",
         "_patch_command",
+        "_surgery_command",
         "_twins_command",
         "_report_command",
         "_list_commands",

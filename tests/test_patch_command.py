@@ -1,30 +1,16 @@
 """`mi-massive patch` on a tiny model, through the command line."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Run
 from patch_models import random_pairs
 from tiny_models import llama
 
-from mi_massive import cli, load_model, load_result, model_conflicts
+from mi_massive import load_model, load_result, model_conflicts
 from mi_massive.patch_results import AttributionResult, PatchingResult
 from mi_massive.tasks import conflicts
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(name="run")
-def fixture_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["mi-massive", "patch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -45,7 +31,7 @@ def fixture_planted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cells_are_printed_saved_and_kept(run: Run, folder: Path, tmp_path: Path) -> None:
     saved, cells = tmp_path / "result.json", tmp_path / "cells"
     options = (folder, "--site", "v", "--groups", "object,last", "--top", 3, "--cells", cells)
-    status, out, _ = run(*options, "--quiet", "--json", "--save", saved)
+    status, out, _ = run("patch", *options, "--quiet", "--json", "--save", saved)
     assert status == 0
     told = json.loads(out)
     result = load_result(saved)
@@ -56,7 +42,7 @@ def test_cells_are_printed_saved_and_kept(run: Run, folder: Path, tmp_path: Path
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == pytest.approx(float(result.recovered.abs().max()))
     assert len(list(cells.glob("patch-v-head-*.json"))) == 2
-    status, text, _ = run(*options, "--quiet")
+    status, text, _ = run("patch", *options, "--quiet")
     assert status == 0
     assert "kv head" in text
 
@@ -67,7 +53,7 @@ def test_estimates_are_printed_with_their_check_and_saved(
 ) -> None:
     saved = tmp_path / "result.json"
     options = (folder, "--site", "rot_k", "--granularity", "pair", "--groups", "object", "--top", 4)
-    status, out, _ = run(*options, "--estimate", "--quiet", "--json", "--save", saved)
+    status, out, _ = run("patch", *options, "--estimate", "--quiet", "--json", "--save", saved)
     assert status == 0
     told = json.loads(out)
     result = load_result(saved)
@@ -78,7 +64,7 @@ def test_estimates_are_printed_with_their_check_and_saved(
         float(max(result.estimated.flatten(), key=abs))
     )
     assert told["correlations"]["pearson"]["effect"] == pytest.approx(result.pearson.effect)
-    status, text, _ = run(*options, "--estimate", "--quiet")
+    status, text, _ = run("patch", *options, "--estimate", "--quiet")
     assert status == 0
     assert "estimates against exact patches: pearson" in text
 
@@ -107,7 +93,7 @@ def test_estimates_are_printed_with_their_check_and_saved(
 def test_bad_options_are_one_sentence(
     run: Run, folder: Path, arguments: tuple[str, str], message: str
 ) -> None:
-    status, _, err = run(folder, *arguments, "--quiet")
+    status, _, err = run("patch", folder, *arguments, "--quiet")
     assert status == 1
     assert err.startswith(message)
     assert err.count("\n") == 1
@@ -119,7 +105,7 @@ def test_a_model_that_knows_no_fact_is_refused_and_not_given_zeros(
     made = conflicts.ConflictSet(conflicts=(), candidates={}, counts=())
     monkeypatch.setattr(model_conflicts, "load_conflicts", lambda model: made)
     saved = tmp_path / "result.json"
-    status, out, err = run(folder, "--quiet", "--save", saved)
+    status, out, err = run("patch", folder, "--quiet", "--save", saved)
     assert (status, out) == (1, "")
     assert "must know a fact closed-book for its conflict to be patched, got none of 0" in err
     assert err.count("\n") == 1

@@ -12,6 +12,7 @@ import torch
 from chromium import visit
 from sample_conflict import conflict_result
 from sample_patching import attribution_result, patched_patterns, patching_result
+from sample_surgery import surgery_result
 from sample_twins import twins_result
 
 import mi_massive.report as report_module
@@ -54,6 +55,7 @@ def results(**changes) -> ReportResults:
         "conflict": conflict_result(),
         "patching": (patching_result(), patching_result("massive")),
         "attributions": (attribution_result(),),
+        "surgery": surgery_result(),
         "twins": (twins_result(),),
         "patched_patterns": patched_patterns(),
     }
@@ -102,7 +104,7 @@ def drawn(browser, page):
 def test_the_page_draws_everything_without_a_request_or_a_console_message(drawn):
     find = drawn.page.locator
     assert find("table.scoreboard tbody tr").count() == len(sample.scoreboard_result().claims)
-    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 16
+    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 18
     assert find(".mi-strip .colored-tokens").count() == 4
     assert find(".mi-patterns canvas").count() == 1 + 3  # one head; one in three runs
     assert drawn.page.evaluate("document.querySelector('.mi-patterns canvas').width") > 200
@@ -230,6 +232,7 @@ def test_text_from_model_and_user_stays_text(browser, tmp_path):
         conflict=conflict_result(model),
         patching=(evil_patching(model),),
         attributions=(),
+        surgery=surgery_result(model),
         twins=(),
         patched_patterns=patched_patterns(model=model, tokens=EVIL),
         notes=(EVIL[0] + "\ud800", f"bands: {EVIL[1]}"),
@@ -362,6 +365,7 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "conflict",
         "patching",
         "attribution",
+        "surgery",
         "twins",
     }
     assert {entry.name for entry in page.parent.iterdir()} == folder.OWN

@@ -1,31 +1,18 @@
 """`mi-massive twins` on very small twins, and their way into a report."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Run
 
-from mi_massive import cli, load_result
+from mi_massive import load_result
 from mi_massive._twins_command import read_twins
 
-Run = Callable[..., tuple[int, str, str]]
 SMALL = (
     *("--arms", "rope,none", "--seeds", 1, "--corpus", "mixture", "--steps", 4),
     *("--heads", 2, "--d-head", 8, "--context", 48, "--batch-size", 2),
 )
-
-
-@pytest.fixture(name="run")
-def fixture_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["mi-massive", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 def test_twins_are_trained_saved_and_taken_from_the_folder(run: Run, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "disruption_effects": lambda results: results.disruption and results.disruption.effects_frame(),
     "patching": lambda results: _cells(results.patching),
     "attribution": lambda results: _cells(results.attributions),
+    "surgery": lambda results: results.surgery and results.surgery.to_frame(),
     "twins": _twins,
 }
 """How each table is made, None where the results lack it. A report writes and owns these names and

@@ -15,6 +15,7 @@ from mi_massive.patch_results import (
 )
 from mi_massive.patterns import PatternsResult
 from mi_massive.records import Provenance
+from mi_massive.surgery import SurgeryResult
 from mi_massive.symmetry import SymmetryResult
 from mi_massive.twin_results import TwinsResult
 
@@ -34,7 +35,7 @@ class ReportResults:
     notes: tuple[str, ...]
     """Sentences for the reader, such as why a part was left out. A note that opens with a section's
     word and a colon ("bands: ...", also concentration, control, symmetry, patterns, disruption,
-    conflict, patching, twins) stands in that section, any other at the top of the page."""
+    conflict, patching, surgery, twins) stands in that section, any other at the top of the page."""
     disruption: DisruptionResult | None = None
     """The experiment with tasks; a report without it has no such section."""
     conflict: ConflictResult | None = None
@@ -45,6 +46,8 @@ class ReportResults:
     """Gradient estimates of single pairs, shown in the same section."""
     patched_patterns: PatchedPatternsResult | None = None
     """Attention of the heads that matter, shown in the same section."""
+    surgery: SurgeryResult | None = None
+    """Frequencies of the rotation taken apart; a report without it has no such section."""
     twins: tuple[TwinsResult, ...] = ()
     """Small models trained for the purpose, one set a corpus; none have no section."""
 
@@ -52,7 +55,7 @@ class ReportResults:
         own = (
             *(self.scoreboard, self.bands, self.symmetry, self.patterns),
             *(self.disruption, self.conflict),
-            *(*self.patching, *self.attributions, self.patched_patterns),
+            *(*self.patching, *self.attributions, self.patched_patterns, self.surgery),
         )
         model = self.provenance.model
         for result in own:

@@ -12,7 +12,7 @@ class Section:
 
     word: str
     """The analysis, as everywhere else: concentration, control, bands, symmetry, patterns,
-    disruption, conflict, patching, twins."""
+    disruption, conflict, patching, surgery, twins."""
     title: str
     question: str
     """What it answers, in plain words."""

@@ -12,6 +12,7 @@ from mi_massive.report.patching import patching_section
 from mi_massive.report.pictures import Picture, picture
 from mi_massive.report.results import ReportResults
 from mi_massive.report.section import Section
+from mi_massive.report.surgery import surgery_section
 from mi_massive.report.twins import twins_section
 from mi_massive.symmetry import SymmetryResult
 from mi_massive.viz.curve import plot_curve
@@ -54,6 +55,8 @@ def sections(results: ReportResults) -> list[Section]:
         )
     elif _notes("patching", results):
         made.append(_absent("patching"))
+    if results.surgery:
+        made.append(surgery_section(results.surgery, title=_TITLES["surgery"]))
     made += [twins_section(twins, title=_TITLES["twins"]) for twins in results.twins]
     return [replace(section, notes=_notes(section.word, results)) for section in made]
 
@@ -72,6 +75,7 @@ _TITLES = {
     "disruption": "What does the model lose with its massive values?",
     "conflict": "When prompt and memory disagree, which does the model follow?",
     "patching": "Which parts carry the answer?",
+    "surgery": "What is each rotary frequency for?",
     "twins": "Does RoPE cause it? Twins that differ in nothing else",
 }
 

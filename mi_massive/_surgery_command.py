@@ -1,0 +1,131 @@
+"""`mi-massive surgery`: take the frequencies of RoPE apart in a trained model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mi_massive import _options as opt
+from mi_massive._disrupt_command import OWN, own_task, task_names
+from mi_massive._terminal import print_json, print_records, progress
+from mi_massive.models.wheel import DEFAULT_MODEL
+from mi_massive.records import load_result, save_result
+from mi_massive.scores import INTACT, EvaluationConfig
+from mi_massive.stats import Estimate
+
+_TASKS = "passkey_128_6,pairs_closed_book,pairs_counterfactual"
+_FEWEST_BANDS = 4
+"""Of which a half can lose its rotation and still be more than one band."""
+
+
+def surgery_command(
+    model: opt.Model = DEFAULT_MODEL,
+    *,
+    tasks: Annotated[
+        str,
+        typer.Option(help="Tasks asked by options, with commas; a .jsonl file is a task of yours."),
+    ] = _TASKS,
+    limit: Annotated[int, typer.Option(min=2, help="Examples of each task.")] = 24,
+    bands: Annotated[
+        int, typer.Option(min=_FEWEST_BANDS, help="Bands of the rotary pairs, fast to slow.")
+    ] = _FEWEST_BANDS,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the random pairs.")] = 1,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps finished cells; a killed run goes on from there."),
+    ] = None,
+    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    revision: opt.Revision = None,
+    trust_remote_code: opt.Trust = False,
+    save: opt.Save = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """What each frequency band of RoPE does: rotations left out, content left out (C8)."""
+    opt.require_savable(save)
+    names = task_names(tasks)
+    own = {name: own_task(name, limit) for name in names if name.endswith(OWN)}
+
+    from mi_massive.battery import load_tasks  # late, as all that loads transformers
+    from mi_massive.surgery import SurgeryConfig, run_surgery
+    from mi_massive.surgery_plans import surgery_arms
+
+    arms = surgery_arms(n_bands=bands, n_seeds=seeds)
+    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    asked = [
+        own[name] if name in own else load_tasks(loaded, [name], limit=limit)[0] for name in names
+    ]
+    config = SurgeryConfig(
+        evaluation=EvaluationConfig(readouts=("options",), batch_size=batch_size)
+    )
+    with progress(len(arms) * len(asked), quiet=quiet, what="cells") as advance:
+        result = run_surgery(loaded, arms, asked, config=config, cells=cells, on_progress=advance)
+    effects = {arm: result.effects.of(arm) for arm in result.effects.arms}
+    if as_json:
+        print_json(
+            {
+                "model": loaded.name,
+                "bands": [dataclasses.asdict(band) for band in result.shares.bands],
+                "fast_minus_slow": dataclasses.asdict(result.shares.fast_minus_slow),
+                "effects": {
+                    arm: {name: dataclasses.asdict(e) for name, e in found.items()}
+                    for arm, found in effects.items()
+                },
+                "cells": [dataclasses.asdict(cell) for cell in result.cells],
+                "provenance": dataclasses.asdict(result.provenance),
+            }
+        )
+    else:
+        shares = [
+            {
+                "band": band.band,
+                "wavelengths": f"{band.shortest:,.0f} to {band.longest:,.0f}",
+                "position": _shown(band.position_share),
+                "by chance": f"{band.position_share.null:.2f}",
+                "variance": f"{band.variance_share.effect:.2f}",
+            }
+            for band in result.shares.bands
+        ]
+        print_records("Share of the logits' variance that distance explains", shares)
+        changes = {(cell.arm, cell.task): cell.change for cell in result.cells}
+        rows = [
+            {"arm": arm, "added nats": _shown(found["added_cross_entropy"])}
+            | {task.name: _shown(changes[arm, task.name]) for task in asked}
+            for arm, found in effects.items()
+            if arm != INTACT
+        ]
+        print_records(f"{loaded.name}: change from the intact model", rows)
+    if save is not None:
+        save_result(result, save)
+
+
+def read_surgery(path: Path | None, model: str) -> Any:
+    """A saved surgery of a model, for a report; None for no path.
+
+    Raises:
+        ValueError: If the file holds another result, or that of another model.
+        FileNotFoundError: If it is missing.
+    """
+    if path is None:
+        return None
+    from mi_massive.surgery import SurgeryResult
+
+    result = load_result(path)
+    if not isinstance(result, SurgeryResult):
+        raise ValueError(
+            f"--surgery must name a result of `mi-massive surgery`, got a "
+            f"{type(result).__name__} in {path}"
+        )
+    if result.provenance.model != model:
+        raise ValueError(
+            f"--surgery must be of the model {model}, got one of {result.provenance.model} in "
+            f"{path}"
+        )
+    return result
+
+
+def _shown(value: Estimate) -> str:
+    return f"{value.effect:+.2f} ({value.low:+.2f} .. {value.high:+.2f})"
