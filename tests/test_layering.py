@@ -55,7 +55,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("twins", "twin_runs", "twin_results", "_twin_training"),
         *("patch_speed", "quantization", "sweep", "speed", "generation_speed"),
         *("surgery", "surgery_plans"),
-        *("state_quantization", "quantization_arms", "protection"),
+        *("state_quantization", "quantization_arms", "protection", "_protection_gains"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
         *("_twin_claims", "families", "family_rows"),
     ),
