@@ -53,9 +53,9 @@ class StateQuantizationConfig:
     evaluation: EvaluationConfig = field(
         default_factory=lambda: EvaluationConfig(readouts=("options",))
     )
-    n_neutral: int = 16
-    """Default passages of neutral text. With fewer, no sign-flip test could stay significant after
-    it is corrected for the number of gains."""
+    n_neutral: int = 12
+    """Default passages of neutral text. With fewer, no sign-flip test could stay significant once
+    it is corrected for the 52 gains of this factorial."""
     neutral_length: int = 64
     """Tokens of each."""
     n_resamples: int = 2000
