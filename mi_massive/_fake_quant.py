@@ -108,7 +108,7 @@ def token_grid(
         low, high = states.amin(dim=-1, keepdim=True), states.amax(dim=-1, keepdim=True)
         return grid_between(low, high, bits=bits, symmetric=symmetric)
     require_dividing(group, size)
-    grouped = states.unflatten(-1, (-1, group))
+    grouped = states.reshape(*states.shape[:-1], -1, group)
     low, high = (
         part.repeat_interleave(group, dim=-1)
         for part in (grouped.amin(dim=-1), grouped.amax(dim=-1))

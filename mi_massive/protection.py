@@ -82,8 +82,8 @@ class StateQuantizationConfig:
         """Bits x channels kept x first token kept, then the Hadamard arms, bits by bits."""
         kept: list[tuple[Protected, int]] = [("none", 0), ("massive", 0)]
         for control in self.controls:
-            seeds = range(self.n_seeds if control in SEEDED else 1)
-            kept += [(control, seed) for seed in seeds]
+            for seed in range(self.n_seeds if control in SEEDED else 1):
+                kept.append((control, seed))
         turned = [True] if self.hadamard else []
         return tuple(
             QuantizationArm(

@@ -152,7 +152,9 @@ def _as_many(
 ) -> Bool[Tensor, "head d_head"]:
     """As many channels of each head as are massive in it, none of them massive."""
     mask = torch.zeros_like(norms, dtype=torch.bool)
-    for k in sorted(set(counts.tolist()) - {0}):
+    for k in range(1, int(counts.max()) + 1):
+        if not bool((counts == k).any()):
+            continue
         selection = Selection(rule=rule, k=k, seed=seed)
         chosen = select(norms[None], selection, rotary, place=(block, place))[0]
         mask = torch.where((counts == k)[:, None], chosen, mask)

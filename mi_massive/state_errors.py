@@ -78,7 +78,10 @@ def measure_state_errors(
         quantizers: By arm, from `make_quantizer`.
         massive: Which channels are massive, for every projection that a quantizer treats.
     """
-    named = [p for p in PROJECTIONS if any(p in q.plan.projections for q in quantizers.values())]
+    plans = [quantizer.plan for quantizer in quantizers.values()]
+    named: tuple[Projection, ...] = tuple(
+        p for p in PROJECTIONS if any(p in plan.projections for plan in plans)
+    )
     shape = (len(quantizers), len(named), len(PARTS), len(prompts.input_ids))
     relative = torch.full(shape, torch.nan)
     for column, ids in enumerate(prompts.input_ids):
@@ -88,7 +91,7 @@ def measure_state_errors(
                 input_ids=torch.tensor([ids], device=model.device), use_cache=False
             )
         relative[..., column] = seen.relative()
-    return StateErrors(arms=tuple(quantizers), projections=tuple(named), relative=relative)
+    return StateErrors(arms=tuple(quantizers), projections=named, relative=relative)
 
 
 class _Measured:
@@ -98,7 +101,7 @@ class _Measured:
         self,
         model: HookedModel,
         quantizers: Mapping[str, Quantizer],
-        named: list[Projection],
+        named: tuple[Projection, ...],
         massive: Mapping[Projection, Tensor],
     ) -> None:
         self._quantizers = list(quantizers.values())

@@ -18,11 +18,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from mi_massive._cells import kept, kept_evaluation
 from mi_massive._protection_gains import task_gains, text_gains
 from mi_massive.attention_effects import EffectsResult, measure_contexts
+from mi_massive.axes import Projection
 from mi_massive.capture import capture_norms
 from mi_massive.contrasts import ArmContrast, contrasts
 from mi_massive.evaluation import evaluate
@@ -85,11 +87,11 @@ def run_state_quantization(
         for arm in arms
     }
     quantizers = {arm.name: make_quantizer(model, arm.plan, masks[arm.name]) for arm in arms}
-    told = on_progress or (lambda n: None)
+    told = on_progress or _untold
     # Norms on the default passages decide what is massive.
     digests = {"prompts": neutral.digest, "p": passages.digest}
     effects = _effects(model, arms, contexts, neutral, digests, cells, told)
-    massive = {
+    massive: dict[Projection, Bool[Tensor, "layer head d_head"]] = {
         p: protected_channels(norms, p, "massive", ratio=config.ratio)
         for p in config.plan.projections
     }
@@ -119,6 +121,10 @@ def run_state_quantization(
         config=config,
         provenance=replace(effects.provenance, seed=config.seed),
     )
+
+
+def _untold(n: int) -> None:
+    """Nobody is told that `n` pieces are finished."""
 
 
 def _effects(
