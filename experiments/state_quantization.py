@@ -5,7 +5,7 @@ a task than keeping equally many others of the same heads, with and without the 
 and is it more than a Hadamard rotation gives for nothing?
 Refuted by: gains over random, same-band or norm-matched channels whose intervals hold zero wherever
 quantization hurts. Where no number of bits hurts, or all ruin the model, nothing is decided.
-Cost: about 25 minutes of one core for the default model; published models want a GPU.
+Cost: about 20 minutes of one core for the default model; published models want a GPU.
 Command: python experiments/state_quantization.py
          python experiments/state_quantization.py --cache --tasks passkey_128_6 --task-bits 2
          python experiments/state_quantization.py --models meta-llama/Meta-Llama-3-8B-Instruct \
