@@ -7,7 +7,7 @@ Refuted by: gains over random, same-band or norm-matched channels whose interval
 quantization hurts. Where no number of bits hurts, or all ruin the model, nothing is decided.
 Cost: about 20 minutes of one core for the default model; published models want a GPU.
 Command: python experiments/state_quantization.py
-         python experiments/state_quantization.py --cache --tasks passkey_128_6 --task-bits 2
+         python experiments/state_quantization.py --cache --bits 4 3 2 --seeds 1 --tasks
          python experiments/state_quantization.py --models meta-llama/Meta-Llama-3-8B-Instruct \
              --device cuda --dtype bfloat16 --batch-size 64 --limit 200 --seeds 10 --neutral 32
 """
