@@ -7,6 +7,7 @@ Refuted by: gains over random, same-band or norm-matched channels whose interval
 quantization hurts. Where no number of bits hurts, or all ruin the model, nothing is decided.
 Cost: about 20 minutes of one core for the default model; published models want a GPU.
 Command: python experiments/state_quantization.py
+         python experiments/state_quantization.py --per-channel --bits 3 --seeds 1 --tasks
          python experiments/state_quantization.py --cache --bits 4 3 2 --seeds 1 --tasks
          python experiments/state_quantization.py --models meta-llama/Meta-Llama-3-8B-Instruct \
              --device cuda --dtype bfloat16 --batch-size 64 --limit 200 --seeds 10 --neutral 32
@@ -44,6 +45,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=2, help="of random and same-band channels")
     options.add_argument("--neutral", type=int, default=12, help="passages of neutral text")
     options.add_argument("--symmetric", action="store_true", help="0 in the middle of the grid")
+    options.add_argument("--per-channel", action="store_true", help="one scale a channel")
     options.add_argument(
         "--cache", action="store_true", help="keys before the rotation, per channel, and values"
     )
@@ -53,7 +55,9 @@ def main() -> None:
     options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
     options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
-    plan = QuantizationPlan(symmetric=given.symmetric)
+    plan = QuantizationPlan(
+        symmetric=given.symmetric, granularity="channel" if given.per_channel else "token"
+    )
     if given.cache:
         plan = QuantizationPlan(
             projections=("k", "v"),
@@ -88,8 +92,9 @@ def main() -> None:
         result = run_state_quantization(
             model, tasks, config=config, cells=given.cells, on_progress=progress
         )
-        stem = "state_quantization_cache" if given.cache else "state_quantization"
-        path = save_result(result, given.out / f"{stem}_{Path(name).name.lower()}.json")
+        kind = "_cache" if given.cache else "_per_channel" if given.per_channel else ""
+        stem = f"state_quantization{kind}_{Path(name).name.lower()}"
+        path = save_result(result, given.out / f"{stem}.json")
         print_result(result)
         print(f"record: {path}")
 
