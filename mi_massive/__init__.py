@@ -11,8 +11,7 @@ capture         capture_norms -> AttentionNorms: the sums everything else is com
 concentration   massive dimensions and statistics without a threshold (C1, C2, C9)
 bands           where they lie on the frequency axis of RoPE (C8)
 symmetry        partners, mirror clusters and phases (C8)
-interventions   disrupt: edit chosen dimensions of q, k, v while a model runs
-presets         the named interventions: treatments and controls
+interventions   disrupt: edit chosen dimensions of q, k, v while a model runs; presets by name
 tasks           load_task: what a model is asked, and how answers are graded
 evaluation      evaluate: a model on a task, intact or disrupted
 disruption      run_disruption: tasks and neutral text under each arm (C4, C5)
@@ -21,15 +20,13 @@ patching        patch: which layers, heads, bands and massive pairs carry the an
 twins           train_twins: small models that differ in their position encoding (C3, C8, C9)
 families        measure_families: one row a model, with and without RoPE (C3)
 attribution     attribute: gradient estimates for single rotary pairs, checked exactly
-operation       operate: change the rotation of a running model
 position_shares position against content in the logits of heads, by frequency band
-surgery         run_surgery: the frequencies of RoPE taken apart (C8)
+surgery         operate: change the rotation; run_surgery: its frequencies taken apart (C8)
+quantizer       quantized_states, run_state_quantization: attention states in few bits (C7)
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
-doctor          what can be trusted on a model
-study           run_study: all of it for one model
-report, viz     pages and figures from results
-records         provenance, saving and loading of results
+study, doctor   run_study: all of it for one model; diagnose: what can be trusted on it
+report, viz     pages and figures from results; records: provenance, saving and loading
 =============== =============================================================================
 
 Every function and dataclass of the package checks its types and shapes when called (beartype,
@@ -48,8 +45,7 @@ install_import_hook(
     "mi_massive", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
-# Functions that share their module's name are bound here, over the module; the modules themselves
-# are pure and light.
+# Functions named like their modules are bound here, over them; those modules are pure and light.
 from mi_massive.bands import BandsConfig, BandsResult, bands  # noqa: E402
 from mi_massive.concentration import (  # noqa: E402
     ConcentrationConfig,
@@ -105,11 +101,15 @@ if TYPE_CHECKING:
         read_prompts,
         tokenize_prompts,
     )
+    from mi_massive.protection import StateQuantizationConfig, StateQuantizationResult
+    from mi_massive.quantization_plans import QuantizationPlan
+    from mi_massive.quantizer import quantized_states
     from mi_massive.records import Provenance, load_result, save_result
     from mi_massive.report import ReportResults, build_report
     from mi_massive.rope import LayerGeometry, ModelGeometry, RotaryGeometry
     from mi_massive.scores import EvaluationConfig, TaskResult, compare
     from mi_massive.share_capture import capture_position_shares
+    from mi_massive.state_quantization import run_state_quantization
     from mi_massive.stats import Estimate
     from mi_massive.study import StudyConfig, run_study
     from mi_massive.surgery import SurgeryConfig, SurgeryResult, run_surgery
@@ -143,10 +143,7 @@ _NAMES = {
     "operation": ("Surgery", "operate"),
     "pair_choices": ("PairChoice",),
     "patch_results": (
-        "AttributionResult",
-        "PatchedPatternsResult",
-        "PatchingConfig",
-        "PatchingResult",
+        *("AttributionResult", "PatchedPatternsResult", "PatchingConfig", "PatchingResult"),
     ),
     "patched_patterns": ("capture_patched_patterns",),
     "patching": ("patch",),
@@ -156,11 +153,15 @@ _NAMES = {
     "presets": ("preset",),
     "prompt_pairs": ("PromptPair",),
     "prompts": ("TokenizedPrompts", "default_passages", "read_prompts", "tokenize_prompts"),
+    "protection": ("StateQuantizationConfig", "StateQuantizationResult"),
+    "quantization_plans": ("QuantizationPlan",),
+    "quantizer": ("quantized_states",),
     "records": ("Provenance", "load_result", "save_result"),
     "report": ("ReportResults", "build_report"),
     "rope": ("LayerGeometry", "ModelGeometry", "RotaryGeometry"),
     "scores": ("EvaluationConfig", "TaskResult", "compare"),
     "share_capture": ("capture_position_shares",),
+    "state_quantization": ("run_state_quantization",),
     "stats": ("Estimate",),
     "study": ("StudyConfig", "run_study"),
     "surgery": ("SurgeryConfig", "SurgeryResult", "run_surgery"),
@@ -178,6 +179,7 @@ _RUN_MODELS = (
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims"),
     *("report", "conflict", "patching", "attribution", "patched_patterns", "twins"),
     *("families", "operation", "share_capture", "surgery", "surgery_plans"),
+    *("quantizer", "state_quantization"),
 )
 
 __all__ = [
@@ -211,10 +213,13 @@ __all__ = [
     "PositionSharesResult",
     "PromptPair",
     "Provenance",
+    "QuantizationPlan",
     "ReportResults",
     "RotaryGeometry",
     "ScoreboardResult",
     "Selection",
+    "StateQuantizationConfig",
+    "StateQuantizationResult",
     "StudyConfig",
     "Surgery",
     "SurgeryArm",
@@ -263,10 +268,12 @@ __all__ = [
     "operate",
     "patch",
     "preset",
+    "quantized_states",
     "read_prompts",
     "run_battery",
     "run_conflict",
     "run_disruption",
+    "run_state_quantization",
     "run_study",
     "run_surgery",
     "save_result",
@@ -284,9 +291,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mi_massive' has no attribute {name!r}")
     if _HOME[name] in _RUN_MODELS:
-        _ = importlib.import_module(
-            "mi_massive.models"
-        ).HookedModel  # loads transformers, see torch
+        models: Any = importlib.import_module("mi_massive.models")
+        _ = models.HookedModel  # loads transformers, see torch
     return getattr(importlib.import_module(f"mi_massive.{_HOME[name]}"), name)
 
 

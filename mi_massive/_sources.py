@@ -53,7 +53,7 @@ def make_disruptor(
             f"{'none' if masks is None else 'some'} for {intervention.selection.rule!r}"
         )
     if masks is not None:
-        _require_masks(model, masks, where.projections)
+        require_masks(model, masks, where.projections)
     if (kind == "resampled") != (donor is not None):
         raise ValueError(
             "donor must be token ids exactly for the value 'resampled', got "
@@ -72,18 +72,23 @@ def _shapes(geometry: ModelGeometry) -> list[tuple[int, int, int, int]]:
     return [(at.block, at.n_heads, at.n_key_value_heads, at.d_head) for at in geometry.layers]
 
 
-def _require_masks(
-    model: HookedModel, masks: Mapping[Projection, Tensor], projections: tuple[Projection, ...]
+def require_masks(
+    model: HookedModel,
+    masks: Mapping[Projection, Tensor],
+    projections: tuple[Projection, ...],
+    *,
+    name: str = "masks",
 ) -> None:
+    """Raise ValueError unless there is a mask of the model's shape for each projection."""
     layers = model.geometry.layers
     for projection in projections:
         if projection not in masks:
-            raise ValueError(f"masks must hold {projection!r}, got {sorted(masks)}")
+            raise ValueError(f"{name} must hold {projection!r}, got {sorted(masks)}")
         heads = layers[0].n_heads if projection == "q" else layers[0].n_key_value_heads
         expected = (len(layers), heads, layers[0].d_head)
         if tuple(masks[projection].shape) != expected:
             raise ValueError(
-                f"masks[{projection!r}] must have the shape [layer, head, d_head] = {expected}, "
+                f"{name}[{projection!r}] must have the shape [layer, head, d_head] = {expected}, "
                 f"got {tuple(masks[projection].shape)}"
             )
 

@@ -31,6 +31,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("_reductions", "patterns"),
         # What an intervention chooses and writes; what a text repeats.
         *("_selections", "_replacements", "text_measures"),
+        # Values stored in few bits, and back.
+        *("_fake_quant", "quantization_plans"),
         # What twins differ in and are trained on.
         *("twin_arms", "_twin_corpora"),
         # What a patch replaces, tests and gives.
@@ -41,7 +43,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("models", "capture", "pattern_capture"),
         *("generation", "next_tokens", "_prompt_batches"),
         *("interventions", "_choices", "_disruptor", "_sources", "presets", "attention_effects"),
-        *("_patch_runs", "operation", "share_capture"),
+        *("_patch_runs", "operation", "share_capture", "quantizer", "state_errors"),
     ),
     # A task knows no model; evaluation joins the two.
     3: ("tasks", "scores", "evaluation", "conflict_scores", "known_facts", "distances"),
@@ -53,6 +55,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("twins", "twin_runs", "twin_results", "_twin_training"),
         *("patch_speed", "quantization", "sweep", "speed", "generation_speed"),
         *("surgery", "surgery_plans"),
+        *("state_quantization", "quantization_arms", "protection", "_protection_gains"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
         *("_twin_claims", "families", "family_rows"),
     ),
