@@ -1,7 +1,8 @@
-"""Which of the paper's claims hold on a model? (C1 to C6, C8, C9).
+"""Which of the paper's claims hold on a model? (C1 to C9).
 
 Question: the verdicts of the report's scoreboard, with effect, interval, n and test. C4 and C5 are
-judged on the record of `table1.py`, C6 on that of `conflict.py`, C3b, C8e and C9b on that of
+judged on the record of `table1.py`, C6 on that of `conflict.py`, C7 on that of
+`state_quantization.py`, C3b, C8e and C9b on that of
 `twins.py`, where there is one.
 Refuted by: what each rule states; a verdict "not supported" is a finding.
 Cost: about three minutes on two cores for the default model and its control.
@@ -31,7 +32,10 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
-    table1, conflict = (RECORDS / f"{name}_{given.model}.json" for name in ("table1", "conflict"))
+    table1, conflict, quantized = (
+        RECORDS / f"{name}_{given.model}.json"
+        for name in ("table1", "conflict", "state_quantization")
+    )
     twins = [path for path in [RECORDS / "twins_stdlib_small.json"] if path.exists()]
     results = run_study(
         load_model(given.model, device=given.device),
@@ -39,6 +43,7 @@ def main() -> None:
         control=load_model(given.control, device=given.device),
         disruption=load_result(table1) if table1.exists() else None,
         conflict=load_result(conflict) if conflict.exists() else None,
+        quantization=load_result(quantized) if quantized.exists() else None,
         twins=[load_result(path) for path in twins],
         config=StudyConfig(n_pattern_heads=0),
     )

@@ -1,7 +1,7 @@
 """`mi-massive report`: measure a model and write a page."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,12 +9,12 @@ from mi_massive import _options as opt
 from mi_massive._conflict_command import conflict_for_report
 from mi_massive._disrupt_command import battery_for_report
 from mi_massive._patch_command import patching_for_report
-from mi_massive._surgery_command import read_surgery
 from mi_massive._terminal import print_claims, progress
 from mi_massive._twins_command import read_twins
 from mi_massive.bands import BandsConfig
 from mi_massive.concentration import ConcentrationConfig
 from mi_massive.models.wheel import DEFAULT_MODEL
+from mi_massive.records import load_result
 from mi_massive.symmetry import SymmetryConfig
 
 _RATIO = ConcentrationConfig().ratio
@@ -37,6 +37,10 @@ def report_command(
     patching: Annotated[
         int, typer.Option(min=0, help="Known facts to contradict and patch; 0: no patching.")
     ] = 0,
+    quantization: Annotated[
+        Path | None,
+        typer.Option(help="Saved result of `run_state_quantization` on this model (C7), to show."),
+    ] = None,
     surgery: Annotated[
         Path | None,
         typer.Option(help="Saved result of `mi-massive surgery` on this model, to show as well."),
@@ -76,7 +80,9 @@ def report_command(
         raise ValueError("--examples must be 0 or at least 2, got 1; one has no interval")
     require_replaceable(out.resolve(), model=opt.model_name(model), overwrite=overwrite)
     opt.require_writable("--out", out)
-    taken_apart = read_surgery(surgery, opt.model_name(model))
+    named = opt.model_name(model)
+    taken_apart = _saved("--surgery", surgery, "SurgeryResult", named)
+    quantized = _saved("--quantization", quantization, "StateQuantizationResult", named)
     trained = read_twins(twins or [])
     capture = opt.CaptureOptions(
         opt.read_texts(prompts, column, split, limit), chat, max_length, skip_first, batch_size
@@ -109,6 +115,7 @@ def report_command(
             control_prompts=others,
             disruption=disruption,
             conflict=conflict,
+            quantization=quantized,
             surgery=taken_apart,
             twins=trained,
             **patched,
@@ -122,3 +129,24 @@ def report_command(
     if not quiet:
         print_claims(results.scoreboard.claims)
     typer.echo(f"report: {page}")
+
+
+def _saved(option: str, path: Path | None, kind: str, model: str) -> Any:
+    """A saved result of the model to report on; None for no path.
+
+    Raises:
+        ValueError: If the file holds another result, or that of another model.
+        FileNotFoundError: If it is missing.
+    """
+    if path is None:
+        return None
+    result: Any = load_result(path)
+    if type(result).__name__ != kind:
+        raise ValueError(
+            f"{option} must name a saved {kind}, got a {type(result).__name__}: {path}"
+        )
+    if result.provenance.model != model:
+        raise ValueError(
+            f"{option} must be of the model {model}, got one of {result.provenance.model}: {path}"
+        )
+    return result

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,7 +10,7 @@ from mi_massive import _options as opt
 from mi_massive._disrupt_command import OWN, own_task, task_names
 from mi_massive._terminal import print_json, print_records, progress
 from mi_massive.models.wheel import DEFAULT_MODEL
-from mi_massive.records import load_result, save_result
+from mi_massive.records import save_result
 from mi_massive.scores import INTACT, EvaluationConfig
 from mi_massive.stats import Estimate
 
@@ -100,31 +100,6 @@ def surgery_command(
         print_records(f"{loaded.name}: change from the intact model", rows)
     if save is not None:
         save_result(result, save)
-
-
-def read_surgery(path: Path | None, model: str) -> Any:
-    """A saved surgery of a model, for a report; None for no path.
-
-    Raises:
-        ValueError: If the file holds another result, or that of another model.
-        FileNotFoundError: If it is missing.
-    """
-    if path is None:
-        return None
-    from mi_massive.surgery import SurgeryResult
-
-    result = load_result(path)
-    if not isinstance(result, SurgeryResult):
-        raise ValueError(
-            f"--surgery must name a result of `mi-massive surgery`, got a "
-            f"{type(result).__name__} in {path}"
-        )
-    if result.provenance.model != model:
-        raise ValueError(
-            f"--surgery must be of the model {model}, got one of {result.provenance.model} in "
-            f"{path}"
-        )
-    return result
 
 
 def _shown(value: Estimate) -> str:

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+import numpy as np
+from jaxtyping import Float
+
 from mi_massive.bands import BandsResult
-from mi_massive.concentration import ConcentrationResult
+from mi_massive.concentration import ConcentrationResult, ProjectionConcentration
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
 
@@ -92,6 +95,17 @@ RULES: Final[dict[str, Rule]] = {
         quantity="share that keeps memory, minus that under the effect-matched control",
         minimum=0.1,
     ),
+    "C7a": Rule(
+        statement="Quantized queries and keys lose less if their massive channels stay exact than "
+        "if equally many others do.",
+        quantity="share of the added cross-entropy saved, massive channels minus others",
+        minimum=0.25,  # a quarter of the damage
+    ),
+    "C7b": Rule(
+        statement="What quantized queries and keys lose without protection is contextual.",
+        quantity="share of the above-chance score lost, contextual minus parametric tasks",
+        minimum=0.25,
+    ),
     "C8a": Rule(
         statement="Massive dimensions lie in the low frequencies of RoPE.",
         quantity="share of massive dimensions in the slower half of the rotary pairs",
@@ -131,7 +145,7 @@ RULES: Final[dict[str, Rule]] = {
         minimum=1.5,
     ),
 }
-"""The claims this module judges. C7 is not judged yet."""
+"""The claims that are judged."""
 
 
 def decide(estimate: Estimate, *, minimum: float) -> Verdict:
@@ -212,6 +226,21 @@ def mostly_unrotated(bands: BandsResult) -> str | None:
     share = bands.massive_unrotated_share
     reason = f"More than half of the massive dimensions ({percent(share)}) do not rotate."
     return reason if share.effect > 0.5 else None
+
+
+def massive_per_head(part: ProjectionConcentration) -> float:
+    """Massive dimensions per head, mean over heads and layers."""
+    return float(part.massive.sum(dim=-1).double().mean())
+
+
+def peaks(part: ProjectionConcentration) -> Float[np.ndarray, "prompt"]:
+    """max/mean of a head, geometric mean over heads, one a prompt."""
+    return part.prompt_max_over_mean.double().numpy()
+
+
+def peak(part: ProjectionConcentration) -> float:
+    """Average the peaks as the contrasts do, by their geometric mean over prompts."""
+    return float(part.prompt_max_over_mean.double().log().mean().exp())
 
 
 def percent(estimate: Estimate) -> str:

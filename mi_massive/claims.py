@@ -16,26 +16,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 from mi_massive._concentration_tests import contrast
 from mi_massive._conflict_claims import edit_findings
+from mi_massive._quantization_claims import quantization_findings
 from mi_massive._twin_claims import twin_findings
 from mi_massive._verdicts import (
     NONE_SHARE,
     RULES,
     Verdict,
     decide_all,
+    massive_per_head,
     mostly_unrotated,
+    peak,
+    peaks,
     percent,
     require_control,
     require_same_capture,
 )
 from mi_massive.bands import BandsResult
-from mi_massive.concentration import ConcentrationResult, ProjectionConcentration
+from mi_massive.concentration import ConcentrationResult
 from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
+from mi_massive.protection import StateQuantizationResult
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
 from mi_massive.symmetry import SymmetryResult
@@ -81,9 +83,10 @@ def scoreboard(
     control: ConcentrationResult | None = None,
     disruption: DisruptionResult | None = None,
     conflict: ConflictResult | None = None,
+    quantization: StateQuantizationResult | None = None,
     twins: TwinsResult | None = None,
 ) -> ScoreboardResult:
-    """Judge the claims C1 to C6, C8 and C9 on one model.
+    """Judge the claims on one model.
 
     A claim about q and k must hold in both: the verdict is that of the weaker one, whose estimate
     is reported with the larger p of the two. What is missing makes its claims inconclusive, with
@@ -96,6 +99,7 @@ def scoreboard(
         control: Of a model without rotary position embeddings, on the same prompts.
         disruption: Of the same model; without it C4 and C5 have no row.
         conflict: Of the same model; without it C6 has no row.
+        quantization: Of the same model; without it C7 has no row.
         twins: Small models of their own; without them C3b, C8e and C9b have no row.
 
     Returns:
@@ -103,7 +107,8 @@ def scoreboard(
 
     Raises:
         ValueError: If `bands` or `symmetry` come from another capture, `control` rotates or has
-            another number of prompts, or `disruption` or `conflict` come from another model.
+            another number of prompts, or `disruption`, `conflict` or `quantization` come from
+            another model.
     """
     for name, result in (("bands", bands), ("symmetry", symmetry)):
         if result is not None:
@@ -112,6 +117,7 @@ def scoreboard(
         require_control(control, concentration)
     claims = (
         *(_claim(*found) for found in edit_findings(concentration, disruption, conflict)),
+        *(_claim(*found) for found in quantization_findings(quantization, concentration)),
         *(_claim(*found) for found in twin_findings(twins)),
         _concentrated(concentration),
         _heads_close(concentration),
@@ -128,11 +134,11 @@ def scoreboard(
 
 def _concentrated(result: ConcentrationResult) -> Claim:
     """C1. Support is withheld if v holds more than `NONE_SHARE` of q's or of k's massive ones."""
-    q, k, v = (_massive_per_head(part) for part in (result.q, result.k, result.v))
+    q, k, v = (massive_per_head(part) for part in (result.q, result.k, result.v))
     few_in_v = v <= NONE_SHARE * min(q, k)
     reading = (
-        f"The largest norm of a head is {_peak(result.q):.2f} (q) and {_peak(result.k):.2f} (k) "
-        f"times its mean norm against {_peak(result.v):.2f} in v; q, k and v hold {q:.2f}, {k:.2f} "
+        f"The largest norm of a head is {peak(result.q):.2f} (q) and {peak(result.k):.2f} (k) "
+        f"times its mean norm against {peak(result.v):.2f} in v; q, k and v hold {q:.2f}, {k:.2f} "
         f"and {v:.2f} massive dimensions per head."
     )
     return _claim(
@@ -162,19 +168,19 @@ def _absent_without_rope(result: ConcentrationResult, control: ConcentrationResu
         return _claim("C3", [], f"This model does not rotate and could only be the control; {own}.")
     if control is None:
         return _claim("C3", [], "No model without rotary position embeddings was measured.")
-    q, k = _massive_per_head(control.q), _massive_per_head(control.k)
-    allowed = [NONE_SHARE * _massive_per_head(part) for part in (result.q, result.k)]
+    q, k = massive_per_head(control.q), massive_per_head(control.k)
+    allowed = [NONE_SHARE * massive_per_head(part) for part in (result.q, result.k)]
     reading = (
-        f"max/mean of a head is {_peak(result.q):.2f} (q) and {_peak(result.k):.2f} (k), in the "
-        f"control {control.provenance.model} {_peak(control.q):.2f} and {_peak(control.k):.2f} "
+        f"max/mean of a head is {peak(result.q):.2f} (q) and {peak(result.k):.2f} (k), in the "
+        f"control {control.provenance.model} {peak(control.q):.2f} and {peak(control.k):.2f} "
         f"with {q:.2f} and {k:.2f} massive dimensions per head. One control that differs in more "
         "than its position encoding is weak evidence."
     )
     return _claim(
         "C3",
         [
-            contrast(_peaks(result.q), _peaks(control.q), result.config),
-            contrast(_peaks(result.k), _peaks(control.k), result.config),
+            contrast(peaks(result.q), peaks(control.q), result.config),
+            contrast(peaks(result.k), peaks(control.k), result.config),
         ],
         reading,
         withheld=None if q <= allowed[0] and k <= allowed[1] else "the control holds them too",
@@ -285,16 +291,3 @@ def _not_measured(result: ConcentrationResult, what: str) -> str:
     if not result.rotating_layers:
         return "This model does not rotate its queries and keys: it has no rotary pairs."
     return f"The analysis of {what} was not run on this model."
-
-
-def _massive_per_head(part: ProjectionConcentration) -> float:
-    return float(part.massive.sum(dim=-1).double().mean())
-
-
-def _peaks(part: ProjectionConcentration) -> Float[np.ndarray, "prompt"]:
-    return part.prompt_max_over_mean.double().numpy()
-
-
-def _peak(part: ProjectionConcentration) -> float:
-    """Average the peaks as the contrasts do, by their geometric mean over prompts."""
-    return float(part.prompt_max_over_mean.double().log().mean().exp())

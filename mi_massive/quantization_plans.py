@@ -50,6 +50,20 @@ class QuantizationPlan:
                 "the dimensions of one token"
             )
 
+    @property
+    def statement(self) -> str:
+        """Scales and place in words, for tables."""
+        grid = "symmetric" if self.symmetric else "asymmetric"
+        each = {
+            p: "channel" if self.granularity_of(p) == "channel" else "token and head"
+            for p in self.projections
+        }
+        scales = ", ".join(f"{p} with one {grid} scale a {unit}" for p, unit in each.items())
+        groups = "" if self.group is None else f" and {self.group} dimensions"
+        turned = any(p != "v" for p in self.projections)
+        place = "before" if self.stage == "unrotated" else "after"
+        return f"{scales}{groups}" + (f", {place} the rotation" if turned else "")
+
     def granularity_of(self, projection: Projection) -> Granularity:
         """Granularity of one projection."""
         return self.value_granularity if projection == "v" else self.granularity

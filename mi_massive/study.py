@@ -15,6 +15,7 @@ from mi_massive.patch_results import AttributionResult, PatchedPatternsResult, P
 from mi_massive.pattern_capture import capture_patterns
 from mi_massive.patterns import PatternsResult
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
+from mi_massive.protection import StateQuantizationResult
 from mi_massive.report.results import ReportResults
 from mi_massive.surgery import SurgeryResult
 from mi_massive.symmetry import SymmetryConfig, symmetry
@@ -46,6 +47,7 @@ def run_study(
     patching: Sequence[PatchingResult] = (),
     attributions: Sequence[AttributionResult] = (),
     patched_patterns: PatchedPatternsResult | None = None,
+    quantization: StateQuantizationResult | None = None,
     surgery: SurgeryResult | None = None,
     twins: Sequence[TwinsResult] = (),
     notes: Sequence[str] = (),
@@ -66,6 +68,7 @@ def run_study(
         patching: Of the same model, from `patch`, for the report's section.
         attributions: Of the same model, from `attribute`, for the same section.
         patched_patterns: Of the same model, from `capture_patched_patterns`, for the same section.
+        quantization: Of the same model, from `run_state_quantization`, for C7 and its section.
         surgery: Of the same model, from `run_surgery`, for its section.
         twins: From `train_twins`; the first judges C3b, C8e and C9b, all have a section.
         notes: Sentences for the reader beside the study's own, see `ReportResults.notes`.
@@ -108,6 +111,7 @@ def run_study(
             control=controlled,
             disruption=disruption,
             conflict=conflict,
+            quantization=quantization,
             twins=next(iter(twins), None),
         ),
         concentration=concentrated,
@@ -120,6 +124,7 @@ def run_study(
         patching=tuple(patching),
         attributions=tuple(attributions),
         patched_patterns=patched_patterns,
+        quantization=quantization,
         surgery=surgery,
         twins=tuple(twins),
         notes=(*said, *notes),

@@ -83,7 +83,7 @@ def by_id(board: ScoreboardResult) -> dict[str, Claim]:
     return {claim.id: claim for claim in board.claims}
 
 
-EXPERIMENTS = ("C3b", "C4", "C5", "C6", "C8e", "C9b")
+EXPERIMENTS = ("C3b", "C4", "C5", "C6", "C7", "C8e", "C9b")
 OBSERVED = [name for name in RULES if not name.startswith(EXPERIMENTS)]
 """Claims that are judged without an intervention."""
 

@@ -57,7 +57,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("surgery", "surgery_plans"),
         *("state_quantization", "quantization_arms", "protection", "_protection_gains"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
-        *("_twin_claims", "families", "family_rows"),
+        *("_twin_claims", "_quantization_claims", "families", "family_rows"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),

@@ -16,6 +16,7 @@ from sample_surgery import surgery_result
 from sample_twins import twins_result
 
 import mi_massive.report as report_module
+from mi_massive import StateQuantizationResult, load_result
 from mi_massive.bands import BandsConfig
 from mi_massive.disruption import INTACT, DisruptionConfig
 from mi_massive.published import published_for
@@ -42,6 +43,11 @@ EVIL = (
 )
 
 
+def quantization_record() -> StateQuantizationResult:
+    records = Path(__file__).parents[1] / "experiments/records"
+    return load_result(records / "state_quantization_smollm2-135m-instruct.json")
+
+
 def results(**changes) -> ReportResults:
     fields = {
         "scoreboard": sample.scoreboard_result(),
@@ -55,6 +61,7 @@ def results(**changes) -> ReportResults:
         "conflict": conflict_result(),
         "patching": (patching_result(), patching_result("massive")),
         "attributions": (attribution_result(),),
+        "quantization": quantization_record(),
         "surgery": surgery_result(),
         "twins": (twins_result(),),
         "patched_patterns": patched_patterns(),
@@ -104,7 +111,7 @@ def drawn(browser, page):
 def test_the_page_draws_everything_without_a_request_or_a_console_message(drawn):
     find = drawn.page.locator
     assert find("table.scoreboard tbody tr").count() == len(sample.scoreboard_result().claims)
-    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 18
+    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 19
     assert find(".mi-strip .colored-tokens").count() == 4
     assert find(".mi-patterns canvas").count() == 1 + 3  # one head; one in three runs
     assert drawn.page.evaluate("document.querySelector('.mi-patterns canvas').width") > 200
@@ -232,6 +239,7 @@ def test_text_from_model_and_user_stays_text(browser, tmp_path):
         conflict=conflict_result(model),
         patching=(evil_patching(model),),
         attributions=(),
+        quantization=None,
         surgery=surgery_result(model),
         twins=(),
         patched_patterns=patched_patterns(model=model, tokens=EVIL),
@@ -365,6 +373,8 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "conflict",
         "patching",
         "attribution",
+        "quantization",
+        "protection",
         "surgery",
         "twins",
     }

@@ -80,9 +80,9 @@ def test_a_report_takes_a_saved_surgery_of_its_model_and_no_other(run: Run, tmp_
     other = save_result(concentration_result(), tmp_path / "other.json")
     status, _, err = run("report", "--out", tmp_path / "page", "--surgery", other)
     assert status == 1
-    assert "--surgery must name a result of `mi-massive surgery`, got a ConcentrationR" in err
+    assert "--surgery must name a saved SurgeryResult, got a ConcentrationResult: " in err
     foreign = save_result(surgery_result("another"), tmp_path / "foreign.json")
     status, _, err = run("report", "--out", tmp_path / "page", "--surgery", foreign)
     assert status == 1
-    assert "must be of the model smollm2-135m-instruct, got one of another in" in err
+    assert "must be of the model smollm2-135m-instruct, got one of another: " in err
     assert not (tmp_path / "page").exists()

@@ -83,6 +83,8 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "disruption_effects": lambda results: results.disruption and results.disruption.effects_frame(),
     "patching": lambda results: _cells(results.patching),
     "attribution": lambda results: _cells(results.attributions),
+    "quantization": lambda results: results.quantization and results.quantization.to_frame(),
+    "protection": lambda results: results.quantization and results.quantization.gains_frame(),
     "surgery": lambda results: results.surgery and results.surgery.to_frame(),
     "twins": _twins,
 }

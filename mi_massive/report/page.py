@@ -122,6 +122,9 @@ def _provenance(results: ReportResults) -> list[tables.Table]:
     if results.patching:
         source = results.patching[0].provenance
         shown.append(tables.provenance_table("The patched pairs", source))
+    if results.quantization is not None:
+        source = results.quantization.provenance
+        shown.append(tables.provenance_table("The quantized states’ neutral text", source))
     if results.surgery is not None:
         source = results.surgery.provenance
         shown.append(tables.provenance_table("The surgery’s neutral text", source))

@@ -14,6 +14,7 @@ from mi_massive.patch_results import (
     PatchingResult,
 )
 from mi_massive.patterns import PatternsResult
+from mi_massive.protection import StateQuantizationResult
 from mi_massive.records import Provenance
 from mi_massive.surgery import SurgeryResult
 from mi_massive.symmetry import SymmetryResult
@@ -35,7 +36,8 @@ class ReportResults:
     notes: tuple[str, ...]
     """Sentences for the reader, such as why a part was left out. A note that opens with a section's
     word and a colon ("bands: ...", also concentration, control, symmetry, patterns, disruption,
-    conflict, patching, surgery, twins) stands in that section, any other at the top of the page."""
+    conflict, patching, quantization, surgery, twins) stands in that section, any other at the top
+    of the page."""
     disruption: DisruptionResult | None = None
     """The experiment with tasks; a report without it has no such section."""
     conflict: ConflictResult | None = None
@@ -46,6 +48,8 @@ class ReportResults:
     """Gradient estimates of single pairs, shown in the same section."""
     patched_patterns: PatchedPatternsResult | None = None
     """Attention of the heads that matter, shown in the same section."""
+    quantization: StateQuantizationResult | None = None
+    """Quantized states with channels kept exact; a report without it has no such section."""
     surgery: SurgeryResult | None = None
     """Frequencies of the rotation taken apart; a report without it has no such section."""
     twins: tuple[TwinsResult, ...] = ()
@@ -55,7 +59,8 @@ class ReportResults:
         own = (
             *(self.scoreboard, self.bands, self.symmetry, self.patterns),
             *(self.disruption, self.conflict),
-            *(*self.patching, *self.attributions, self.patched_patterns, self.surgery),
+            *(*self.patching, *self.attributions, self.patched_patterns),
+            *(self.quantization, self.surgery),
         )
         model = self.provenance.model
         for result in own:

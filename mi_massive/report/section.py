@@ -12,7 +12,8 @@ class Section:
 
     word: str
     """The analysis, as everywhere else: concentration, control, bands, symmetry, patterns,
-    disruption, conflict, patching, surgery, twins."""
+    disruption, conflict, patching,
+    quantization, surgery, twins."""
     title: str
     question: str
     """What it answers, in plain words."""

@@ -10,6 +10,7 @@ from mi_massive.report.conflict import conflict_section
 from mi_massive.report.disruption import disruption_section
 from mi_massive.report.patching import patching_section
 from mi_massive.report.pictures import Picture, picture
+from mi_massive.report.quantization import quantization_section
 from mi_massive.report.results import ReportResults
 from mi_massive.report.section import Section
 from mi_massive.report.surgery import surgery_section
@@ -55,6 +56,9 @@ def sections(results: ReportResults) -> list[Section]:
         )
     elif _notes("patching", results):
         made.append(_absent("patching"))
+    if results.quantization:
+        title = _TITLES["quantization"]
+        made.append(quantization_section(results.quantization, title=title))
     if results.surgery:
         made.append(surgery_section(results.surgery, title=_TITLES["surgery"]))
     made += [twins_section(twins, title=_TITLES["twins"]) for twins in results.twins]
@@ -75,6 +79,7 @@ _TITLES = {
     "disruption": "What does the model lose with its massive values?",
     "conflict": "When prompt and memory disagree, which does the model follow?",
     "patching": "Which parts carry the answer?",
+    "quantization": "Must massive values be protected?",
     "surgery": "What is each rotary frequency for?",
     "twins": "Does RoPE cause it? Twins that differ in nothing else",
 }
