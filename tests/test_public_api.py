@@ -54,6 +54,7 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "operate": ["model", "surgery"],
     "patch": ["model", "pairs"],
     "preset": ["name"],
+    "quantize": ["model"],
     "read_prompts": ["source"],
     "run_battery": ["model"],
     "run_conflict": ["model", "conflicts", "arms"],
