@@ -5,7 +5,8 @@ ones in neighbouring heads, have norms many times their head's mean; values have
 ICML 2025, arXiv:2502.01563).
 
 =============== =============================================================================
-models          load_model, HookedModel: hook points, attention inputs, measured rotary geometry
+models          load_model, HookedModel: hook points, attention inputs, measured rotary geometry;
+                quantize: a copy with rounded weights
 prompts         texts and token ids
 capture         capture_norms -> AttentionNorms: the sums everything else is computed from
 concentration   massive dimensions and statistics without a threshold (C1, C2, C9)
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
         disruption_hooks,
     )
     from mi_massive.model_conflicts import known_conflicts, load_conflicts
-    from mi_massive.models import HookedModel, UnsupportedModelError, load_model
+    from mi_massive.models import HookedModel, UnsupportedModelError, load_model, quantize
     from mi_massive.norms import AttentionNorms
     from mi_massive.operation import Surgery, operate
     from mi_massive.pair_choices import PairChoice
@@ -138,7 +139,7 @@ _NAMES = {
     "family_rows": ("FamiliesResult",),
     "interventions": ("Intervention", "Selection", "Value", "Where", "disrupt", "disruption_hooks"),
     "model_conflicts": ("known_conflicts", "load_conflicts"),
-    "models": ("HookedModel", "UnsupportedModelError", "load_model"),
+    "models": ("HookedModel", "UnsupportedModelError", "load_model", "quantize"),
     "norms": ("AttentionNorms",),
     "operation": ("Surgery", "operate"),
     "pair_choices": ("PairChoice",),
@@ -269,6 +270,7 @@ __all__ = [
     "patch",
     "preset",
     "quantized_states",
+    "quantize",
     "read_prompts",
     "run_battery",
     "run_conflict",

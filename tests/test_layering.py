@@ -35,6 +35,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("_fake_quant", "quantization_plans"),
         # What twins differ in and are trained on.
         *("twin_arms", "_twin_corpora"),
+        # How weights are rounded.
+        "quantization_schemes",
         # What a patch replaces, tests and gives.
         *("patch_results", "_patch_units", "_patch_statistics"),
     ),
@@ -83,6 +85,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
 ONLY_IN: dict[str, set[int | str]] = {
     "transformer_lens": {2},
     "transformers": {2},
+    "llmcompressor": {"models"},
+    "compressed_tensors": {"models"},
     "plotly": {"viz", "report"},
     "circuitsvis": {"viz", "report"},
     "typer": {6},

@@ -55,6 +55,7 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "patch": ["model", "pairs"],
     "preset": ["name"],
     "quantized_states": ["model", "plan"],
+    "quantize": ["model"],
     "read_prompts": ["source"],
     "run_battery": ["model"],
     "run_conflict": ["model", "conflicts", "arms"],

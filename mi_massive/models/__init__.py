@@ -7,6 +7,7 @@ from mi_massive.models.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from mi_massive.models.base import HookedModel
+    from mi_massive.models.compression import quantize
     from mi_massive.models.load import load_model
     from mi_massive.models.shapes import SHAPES, build_shape
 
@@ -16,10 +17,18 @@ _HOME = {
     "SHAPES": "shapes",
     "build_shape": "shapes",
     "load_model": "load",
+    "quantize": "compression",
 }
 _OF_TRANSFORMERS = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tokenization_auto")
 
-__all__ = ["SHAPES", "HookedModel", "UnsupportedModelError", "build_shape", "load_model"]
+__all__ = [
+    "SHAPES",
+    "HookedModel",
+    "UnsupportedModelError",
+    "build_shape",
+    "load_model",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -51,7 +51,7 @@ def disk_full_error(folder: Path, *, needed: int | None = None) -> OSError:
     )
 
 
-def find_cached(key: str) -> Path | None:
+def find_cached(key: str, *, root: Path | None = None) -> Path | None:
     """The complete cached folder of `key`, or None while nobody has built it.
 
     Raises:
@@ -59,17 +59,24 @@ def find_cached(key: str) -> Path | None:
     """
     if not _KEY.fullmatch(key):
         raise ValueError(f"key must be letters, digits and ._=+-, got {key!r}")
-    folder = cache_root() / key
+    folder = (root or cache_root()) / key
     return folder if folder.is_dir() else None
 
 
-def cached_folder(key: str, build: Callable[[Path], None], *, size: int | None = None) -> Path:
+def cached_folder(
+    key: str,
+    build: Callable[[Path], None],
+    *,
+    size: int | None = None,
+    root: Path | None = None,
+) -> Path:
     """Return the cached folder of `key`; when it is not there, build it first.
 
     Args:
         key: Names the contents exactly (source, version, checksum): same key, same bytes.
         build: Fills the empty folder that it is given. Runs at most once for all processes.
         size: Bytes that `build` writes at most, where known; checked against the free space first.
+        root: The cache to use; None is `cache_root()`.
 
     Returns:
         The complete folder. Nobody writes to it any more.
@@ -78,10 +85,10 @@ def cached_folder(key: str, build: Callable[[Path], None], *, size: int | None =
         ValueError: If `key` is not a plain file name.
         OSError: If the disk has no room (`errno.ENOSPC`); nothing is left behind then.
     """
-    found = find_cached(key)
+    found = find_cached(key, root=root)
     if found is not None:
         return found
-    root = cache_root()
+    root = root or cache_root()
     folder = root / key
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -135,7 +135,7 @@ def _load_weights(
     # transformers' SDPA ignores the soft cap on attention logits that such a model was trained
     # with.
     softcapped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    with _quiet_loading():
+    with quiet_loading():
         model, report = loader.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
@@ -156,7 +156,7 @@ def _load_weights(
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Generator[None, None, None]:
+def quiet_loading() -> Generator[None, None, None]:
     """Keep transformers' loading report off the terminal; `_load_weights` checks its content."""
     from transformers.utils import logging as transformers_logging
 
