@@ -39,8 +39,8 @@ def plot_protection(result: StateQuantizationResult) -> go.Figure:
     How to read: one line a kind of protection, from many bits at the left to few at the right; the
     kept channels are equally many in every head. Bars are intervals over passages; where there are
     several seeds, points and ends are means over them. The right panel keeps the first token's
-    entries exact as well. Massive channels matter where their line lies below that of the others. An arm
-    that costs nothing has no point on the logarithmic axis.
+    entries exact as well. Massive channels matter where their line lies below that of the others.
+    An arm that costs nothing has no point on the logarithmic axis.
 
     Args:
         result: From `run_state_quantization`.
