@@ -110,8 +110,8 @@ def test_the_figure_draws_means_over_seeds_in_both_panels(result: StateQuantizat
     assert len(lines) == 12
     of = result.effects.of
     massive = lines["massive channels kept", "x"]
-    assert list(massive.x) == [1, 2, 3]  # 8 bits cost nothing
-    assert massive.y[1] == pytest.approx(
+    assert list(massive.x) == [0, 1, 2, 3]
+    assert massive.y[2] == pytest.approx(
         of("3 bits, massive kept")["added_cross_entropy"].effect, rel=1e-3
     )
     seeds = [of(f"3 bits, random kept seed={i}, first kept") for i in range(2)]

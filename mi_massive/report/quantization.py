@@ -43,8 +43,7 @@ def quantization_section(result: StateQuantizationResult, *, title: str) -> Sect
             picture(
                 "protection",
                 "What protection saves, beside equally many other channels",
-                "Fewer bits are further right; the vertical axis is logarithmic, and what costs "
-                "nothing has no point on it. Massive channels matter where their line lies below "
+                "Fewer bits are further right. Massive channels matter where their line lies below "
                 "those of as many others.",
                 plot_protection(result),
             ),

@@ -40,7 +40,6 @@ def plot_protection(result: StateQuantizationResult) -> go.Figure:
     kept channels are equally many in every head. Bars are intervals over passages; where there are
     several seeds, points and ends are means over them. The right panel keeps the first token's
     entries exact as well. Massive channels matter where their line lies below that of the others.
-    An arm that costs nothing has no point on the logarithmic axis.
 
     Args:
         result: From `run_state_quantization`.
@@ -72,7 +71,7 @@ def plot_protection(result: StateQuantizationResult) -> go.Figure:
             "ticktext": [str(n) for n in bits],
             "range": [-0.3, len(bits) - 0.7],
         },
-        y={"title": {"text": "added nats a token"}, "type": "log", "tickformat": "~g"},
+        y={"title": {"text": "added nats a token"}},
         height=420,
     )
 
@@ -107,17 +106,15 @@ def _mean(values: list[Estimate]) -> Estimate:
 def _line(
     name: str, color: str, symbol: str, x: list[int], values: list[Estimate], *, panel: int
 ) -> Spec:
-    # A logarithmic axis has no place for what costs nothing.
-    found = [(at, v) for at, v in zip(x, values, strict=True) if defined(v) and v.effect > 0]
+    found = [(at, value) for at, value in zip(x, values, strict=True) if defined(value)]
     middle = [value.effect for _, value in found]
-    limits = [ends(value) for _, value in found]
-    low = [max(limit[0], mean / 100) for limit, mean in zip(limits, middle, strict=True)]
+    low, high = ([ends(value)[end] for _, value in found] for end in (0, 1))
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "x": [at for at, _ in found],
         "y": [short(value) for value in middle],
-        "error_y": error_bar(middle, low, [limit[1] for limit in limits], color=color),
+        "error_y": error_bar(middle, low, high, color=color),
         "line": {"color": color, "width": 1.8},
         "marker": {"color": color, "symbol": symbol, "size": 8},
         "hovertext": [f"{name}<br>{described(value)}, n = {value.n}" for _, value in found],
