@@ -5,10 +5,8 @@ ones in neighbouring heads, have norms many times their head's mean; values have
 ICML 2025, arXiv:2502.01563).
 
 =============== =============================================================================
-models          load_model, HookedModel: hook points, attention inputs, measured rotary geometry;
-                quantize: a copy with rounded weights
-prompts         texts and token ids
-capture         capture_norms -> AttentionNorms: the sums everything else is computed from
+models          load_model, HookedModel: hook points, rotary geometry; quantize: rounded weights
+capture         capture_norms: prompts -> AttentionNorms, from which all else is computed
 concentration   massive dimensions and statistics without a threshold (C1, C2, C9)
 bands           where they lie on the frequency axis of RoPE (C8)
 symmetry        partners, mirror clusters and phases (C8)
