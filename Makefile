@@ -32,11 +32,14 @@ test: setup  ## Format, lint, types, tests
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
-# The folder is this target's own: a report of another MODEL in it is replaced. Twins take longer to
-# train than a report should: their record is shown.
+# The folder is this target's own: a report of another MODEL in it is replaced. What takes longer to
+# measure than a report should is shown from its record, where MODEL has one.
+RECORDS := experiments/records
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
 	$(BIN)/mi-massive report $(MODEL) --out report --overwrite \
-		$(addprefix --twins ,$(sort $(wildcard experiments/records/twins_*.json)))
+		$(addprefix --quantization ,$(wildcard $(RECORDS)/state_quantization_$(MODEL).json)) \
+		$(addprefix --surgery ,$(wildcard $(RECORDS)/surgery_$(MODEL).json)) \
+		$(addprefix --twins ,$(sort $(wildcard $(RECORDS)/twins_*.json)))
 
 format: setup  ## Format the code and apply the safe fixes of the linter
 	$(BIN)/ruff format .
