@@ -6,7 +6,6 @@ from mi_massive.report.pictures import picture
 from mi_massive.report.section import Section
 from mi_massive.report.tables import Table
 from mi_massive.scores import INTACT
-from mi_massive.stats import Estimate
 from mi_massive.viz.quantization import plot_protection
 
 _BY = {
@@ -79,7 +78,7 @@ def _gain_row(gain: ProtectionGain) -> tuple[str, ...]:
     return (
         *(str(gain.bits), _BY[gain.by], _AGAINST[gain.against]),
         "exact in both" if gain.first_kept else "–" if gain.by == "first" else "quantized in both",
-        *(_shown(gain.gain), text.p_value(gain.gain.p_value)),
+        *(text.with_interval(gain.gain), text.p_value(gain.gain.p_value)),
         *(text.number(gain.extra_bits), text.number(gain.per_bit) if gain.extra_bits else "–"),
     )
 
@@ -101,7 +100,7 @@ def arms_table(result: StateQuantizationResult) -> Table:
             (
                 name,
                 text.number(result.extra_bits[name]),
-                _shown(effects["added_cross_entropy"]),
+                text.with_interval(effects["added_cross_entropy"]),
                 text.number(effects["sink_mass"].effect),
                 *(
                     text.number(value.effect)
@@ -125,14 +124,14 @@ def scores_table(result: StateQuantizationResult) -> Table:
         rows=tuple(
             (
                 *(cell.arm, cell.task, cell.kind, cell.readout, f"{cell.score.n:,}"),
-                *(_shown(cell.score), _shown(cell.change), text.p_value(cell.change.p_value)),
-                _shown(cell.logit_diff),
+                *(
+                    text.with_interval(cell.score),
+                    text.with_interval(cell.change),
+                    text.p_value(cell.change.p_value),
+                ),
+                text.with_interval(cell.logit_diff),
             )
             for cell in result.cells
         ),
         folded=True,
     )
-
-
-def _shown(value: Estimate) -> str:
-    return f"{text.number(value.effect)} {text.interval(value)}"

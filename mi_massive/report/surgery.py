@@ -5,7 +5,6 @@ from mi_massive.report.pictures import picture
 from mi_massive.report.section import Section
 from mi_massive.report.tables import Table
 from mi_massive.scores import INTACT
-from mi_massive.stats import Estimate
 from mi_massive.surgery import SurgeryResult
 from mi_massive.viz.surgery import plot_position_shares, plot_surgery
 
@@ -70,10 +69,10 @@ def arms_table(result: SurgeryResult) -> Table:
         rows=tuple(
             (
                 name,
-                _shown(effects["added_cross_entropy"]),
+                text.with_interval(effects["added_cross_entropy"]),
                 text.p_value(effects["added_cross_entropy"].p_value),
                 text.number(effects["sink_mass"].effect),
-                *(_shown(changes[name, task, readout]) for task, readout in asked),
+                *(text.with_interval(changes[name, task, readout]) for task, readout in asked),
             )
             for name in result.effects.arms
             if name != INTACT
@@ -97,11 +96,11 @@ def norms_table(result: SurgeryResult) -> Table:
         rows=tuple(
             (
                 row.projection,
-                *(_shown(value) for value in (row.massive_before, row.massive_after)),
-                *(_shown(row.massive_change), text.p_value(row.massive_change.p_value)),
-                *(_shown(value) for value in (row.peak_before, row.peak_after)),
-                *(_shown(row.peak_ratio), text.p_value(row.peak_ratio.p_value)),
-                _shown(row.same_pair),
+                *(text.with_interval(value) for value in (row.massive_before, row.massive_after)),
+                *(text.with_interval(row.massive_change), text.p_value(row.massive_change.p_value)),
+                *(text.with_interval(value) for value in (row.peak_before, row.peak_after)),
+                *(text.with_interval(row.peak_ratio), text.p_value(row.peak_ratio.p_value)),
+                text.with_interval(row.same_pair),
             )
             for row in result.norms
         ),
@@ -116,9 +115,9 @@ def distance_table(result: SurgeryResult) -> Table:
         rows=tuple(
             (
                 *(cell.arm, f"{cell.task} ({cell.readout})", f"{cell.nearest} to {cell.farthest}"),
-                *(f"{cell.score.n:,}", _shown(cell.score)),
-                *(_shown(cell.change), text.p_value(cell.change.p_value)),
-                *(_shown(cell.logit_diff), _shown(cell.logit_change)),
+                *(f"{cell.score.n:,}", text.with_interval(cell.score)),
+                *(text.with_interval(cell.change), text.p_value(cell.change.p_value)),
+                *(text.with_interval(cell.logit_diff), text.with_interval(cell.logit_change)),
             )
             for cell in result.distances
         ),
@@ -129,7 +128,3 @@ def distance_table(result: SurgeryResult) -> Table:
 def _counts(result: SurgeryResult) -> str:
     counts = dict.fromkeys(cell.score.n for cell in result.cells if cell.arm == INTACT)
     return " and ".join(str(n) for n in sorted(counts))
-
-
-def _shown(value: Estimate) -> str:
-    return f"{text.number(value.effect)} {text.interval(value)}"

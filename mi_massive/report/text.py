@@ -34,6 +34,11 @@ def interval(estimate: Estimate) -> str:
     return f"[{number(estimate.low)}, {number(estimate.high)}]"
 
 
+def with_interval(estimate: Estimate) -> str:
+    """The estimate and its interval: `1.20 [1.10, 1.30]`."""
+    return f"{number(estimate.effect)} {interval(estimate)}"
+
+
 def level(estimate: Estimate) -> str:
     """The interval's level in per cent."""
     return f"{100 * estimate.level:g}\u00a0%"

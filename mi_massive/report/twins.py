@@ -4,7 +4,6 @@ from mi_massive.report import text
 from mi_massive.report.pictures import picture
 from mi_massive.report.section import Section
 from mi_massive.report.tables import Table
-from mi_massive.stats import Estimate
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twin_results import TwinsResult
 from mi_massive.viz.twins import plot_abilities, plot_emergence
@@ -76,15 +75,15 @@ def _arm_row(result: TwinsResult, arm: str) -> tuple[str, ...]:
     slow = [result.slow_share(arm, projection) for projection in ("q", "k")]
     return (
         TWIN_ARMS[arm].statement,
-        _shown(result.final_loss(arm)),
-        _shown(result.excess("q", arm=arm)),
-        _shown(result.excess("k", arm=arm)),
-        _shown(result.sink(arm)),
+        text.with_interval(result.final_loss(arm)),
+        text.with_interval(result.excess("q", arm=arm)),
+        text.with_interval(result.excess("k", arm=arm)),
+        text.with_interval(result.sink(arm)),
         _steps(result.halfway(arm, "q")),
         _steps(result.halfway(arm, "sink")),
-        *(_shown(share) for share in slow),
+        *(text.with_interval(share) for share in slow),
         text.null(slow[0]),
-        *(_shown(result.halves(arm, projection)) for projection in ("q", "k")),
+        *(text.with_interval(result.halves(arm, projection)) for projection in ("q", "k")),
     )
 
 
@@ -109,10 +108,10 @@ def contrast_table(result: TwinsResult) -> Table:
                     shown
                     for projection in ("q", "k", "v")
                     for estimate in [result.contrast(projection, arm=arm, against=other)]
-                    for shown in (_shown(estimate), text.p_value(estimate.p_value))
+                    for shown in (text.with_interval(estimate), text.p_value(estimate.p_value))
                 ),
                 *(
-                    _shown(result.contrast(projection, arm=arm, against=other, layer=0))
+                    text.with_interval(result.contrast(projection, arm=arm, against=other, layer=0))
                     for projection in ("q", "k")
                 ),
             )
@@ -132,7 +131,7 @@ def abilities_table(result: TwinsResult) -> Table:
                 TWIN_ARMS[arm].statement,
                 edit,
                 *(
-                    _shown(result.ability(arm, edit, ability, measure))
+                    text.with_interval(result.ability(arm, edit, ability, measure))
                     for measure in (0, 1)
                     for ability in ("recall", "facts")
                 ),
@@ -142,10 +141,6 @@ def abilities_table(result: TwinsResult) -> Table:
         ),
         folded=True,
     )
-
-
-def _shown(value: Estimate) -> str:
-    return f"{text.number(value.effect)} {text.interval(value)}"
 
 
 def _steps(values: list[float]) -> str:

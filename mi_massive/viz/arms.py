@@ -136,6 +136,39 @@ def error_bar(
     }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """A line of a panel."""
+
+    name: str
+    color: str
+    symbol: str
+    dash: str = "solid"
+
+
+def estimates_line(
+    look: Look, x: Sequence[float], values: Sequence[Estimate], *, panel: int, legend: bool
+) -> Spec:
+    """A line through the estimates that are defined, with their intervals as bars."""
+    found = [(at, value) for at, value in zip(x, values, strict=True) if defined(value)]
+    middle = [value.effect for _, value in found]
+    low, high = ([ends(value)[end] for _, value in found] for end in (0, 1))
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": [at for at, _ in found],
+        "y": [short(value) for value in middle],
+        "error_y": error_bar(middle, low, high, color=look.color),
+        "line": {"color": look.color, "width": 1.8, "dash": look.dash},
+        "marker": {"color": look.color, "symbol": look.symbol, "size": 8},
+        "hovertext": [f"{look.name}<br>{described(v)}, n = {v.n}" for _, v in found],
+        "hoverinfo": "text",
+        "name": look.name,
+        "legendgroup": look.name,
+        "showlegend": legend,
+    } | panel_axes(panel)
+
+
 def undefined_trace(
     x: Sequence[float], y: Sequence[float], texts: Sequence[str], *, panel: int, n: int
 ) -> Spec:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from mi_massive.protection import StateQuantizationResult
 from mi_massive.quantization_arms import QuantizationArm
 from mi_massive.stats import Estimate
-from mi_massive.viz.arms import defined, described, ends, error_bar, short
+from mi_massive.viz.arms import Look, estimates_line
 from mi_massive.viz.base import (
     BROWN,
     GREEN,
@@ -19,18 +19,16 @@ from mi_massive.viz.base import (
     WINE,
     Spec,
     figure,
-    panel_axes,
 )
 
-_LOOKS: Final[dict[str, tuple[str, str, str]]] = {
-    "none": ("nothing kept", MUTED, "circle"),
-    "massive": ("massive channels kept", WINE, "square"),
-    "random": ("random channels kept", GREEN, "diamond"),
-    "same_band": ("channels of the same band kept", BROWN, "cross"),
-    "norm_matched": ("next channels in rank kept", INDIGO, "triangle-up"),
-    "hadamard": ("Hadamard rotation, nothing kept", ROSE, "x"),
+_LOOKS: Final[dict[str, Look]] = {
+    "none": Look(name="nothing kept", color=MUTED, symbol="circle"),
+    "massive": Look(name="massive channels kept", color=WINE, symbol="square"),
+    "random": Look(name="random channels kept", color=GREEN, symbol="diamond"),
+    "same_band": Look(name="channels of the same band kept", color=BROWN, symbol="cross"),
+    "norm_matched": Look(name="next channels in rank kept", color=INDIGO, symbol="triangle-up"),
+    "hadamard": Look(name="Hadamard rotation, nothing kept", color=ROSE, symbol="x"),
 }
-"""Name, colour and sign of each kind of arm."""
 
 
 def plot_protection(result: StateQuantizationResult) -> go.Figure:
@@ -50,7 +48,7 @@ def plot_protection(result: StateQuantizationResult) -> go.Figure:
     bits = sorted({arm.plan.bits for arm in result.arms}, reverse=True)
     traces: list[Spec] = []
     for panel, first in enumerate((False, True)):
-        for kind, (name, color, symbol) in _LOOKS.items():
+        for kind, look in _LOOKS.items():
             x: list[int] = []
             values: list[Estimate] = []
             for place, n in enumerate(bits):
@@ -59,9 +57,7 @@ def plot_protection(result: StateQuantizationResult) -> go.Figure:
                     x.append(place)
                     values.append(_mean([_damage(result, arm) for arm in arms]))
             if x:
-                traces.append(
-                    _line(name, color, symbol, x, values, panel=panel) | {"showlegend": panel == 0}
-                )
+                traces.append(estimates_line(look, x, values, panel=panel, legend=panel == 0))
     return figure(
         traces,
         titles=["First token quantized", "First token kept exact"],
@@ -101,24 +97,3 @@ def _mean(values: list[Estimate]) -> Estimate:
         low=mean(lambda e: e.low),
         high=mean(lambda e: e.high),
     )
-
-
-def _line(
-    name: str, color: str, symbol: str, x: list[int], values: list[Estimate], *, panel: int
-) -> Spec:
-    found = [(at, value) for at, value in zip(x, values, strict=True) if defined(value)]
-    middle = [value.effect for _, value in found]
-    low, high = ([ends(value)[end] for _, value in found] for end in (0, 1))
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "x": [at for at, _ in found],
-        "y": [short(value) for value in middle],
-        "error_y": error_bar(middle, low, high, color=color),
-        "line": {"color": color, "width": 1.8},
-        "marker": {"color": color, "symbol": symbol, "size": 8},
-        "hovertext": [f"{name}<br>{described(value)}, n = {value.n}" for _, value in found],
-        "hoverinfo": "text",
-        "name": name,
-        "legendgroup": name,
-    } | panel_axes(panel)

@@ -1,7 +1,6 @@
 """What frequency bands of RoPE do: damage and losses band by band, and position against content."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import plotly.graph_objects as go
@@ -10,7 +9,7 @@ from mi_massive.position_shares import BandShares, PositionSharesResult
 from mi_massive.stats import Estimate
 from mi_massive.surgery import SurgeryResult
 from mi_massive.surgery_plans import Kind
-from mi_massive.viz.arms import defined, described, ends, error_bar, short, undefined_trace
+from mi_massive.viz.arms import Look, defined, estimates_line, short, undefined_trace
 from mi_massive.viz.base import (
     GREEN,
     INDIGO,
@@ -28,42 +27,30 @@ _DODGE: Final = 0.09
 """Bands between the kinds at one band, so that their bars do not cover each other."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Look:
-    """A line of a panel."""
-
-    name: str
-    color: str
-    symbol: str
-    dash: str
-
-
-_KINDS: Final[dict[Kind, _Look]] = {
-    "removed": _Look(
+_KINDS: Final[dict[Kind, Look]] = {
+    "removed": Look(
         name="not rotated (position goes)", color=INDIGO, symbol="circle", dash="solid"
     ),
-    "content removed": _Look(
+    "content removed": Look(
         name="mean before the rotation (content goes)", color=GREEN, symbol="square", dash="dash"
     ),
-    "disrupted": _Look(
-        name="mean after the rotation (both go)", color=WINE, symbol="x", dash="dot"
-    ),
+    "disrupted": Look(name="mean after the rotation (both go)", color=WINE, symbol="x", dash="dot"),
 }
-_SHARES: Final[tuple[tuple[_Look, Callable[[BandShares], Estimate]], ...]] = (
+_SHARES: Final[tuple[tuple[Look, Callable[[BandShares], Estimate]], ...]] = (
     (
-        _Look(name="text as it is", color=INDIGO, symbol="circle", dash="solid"),
+        Look(name="text as it is", color=INDIGO, symbol="circle", dash="solid"),
         lambda band: band.position_share,
     ),
     (
-        _Look(name="tokens in random places", color=ROSE, symbol="square", dash="dash"),
+        Look(name="tokens in random places", color=ROSE, symbol="square", dash="dash"),
         lambda band: band.shuffled,
     ),
     (
-        _Look(name="places exchanged (floor)", color=MUTED, symbol="x", dash="dot"),
+        Look(name="places exchanged (floor)", color=MUTED, symbol="x", dash="dot"),
         lambda band: band.floor,
     ),
     (
-        _Look(name="band's part in the variance", color=GREEN, symbol="diamond", dash="longdash"),
+        Look(name="band's part in the variance", color=GREEN, symbol="diamond", dash="longdash"),
         lambda band: band.variance_share,
     ),
 )
@@ -133,7 +120,7 @@ def plot_position_shares(result: PositionSharesResult) -> go.Figure:
     shown = [band for band in result.bands if 0 < band.longest < float("inf")]
     middles = [short((band.shortest * band.longest) ** 0.5) for band in shown]
     traces: list[Spec] = [
-        _line(look, middles, [of(band) for band in shown], panel=0, legend=True)
+        estimates_line(look, middles, [of(band) for band in shown], panel=0, legend=True)
         for look, of in _SHARES
     ]
     traces.append(
@@ -191,33 +178,13 @@ def _panels(
         for at, (kind, rows) in enumerate(kinds.items()):
             x = [short(band + _DODGE * (at - 1)) for band, _, _ in rows]
             estimates = [value for _, _, value in rows]
-            traces.append(_line(_KINDS[kind], x, estimates, panel=panel, legend=panel == 0))
+            traces.append(
+                estimates_line(_KINDS[kind], x, estimates, panel=panel, legend=panel == 0)
+            )
         texts = [f"{plain(name)}<br>undefined" for _, name in gone]
         places = [float(band) for band, _ in gone]
         traces.append(undefined_trace(places, [0.0] * len(gone), texts, panel=panel, n=n))
     return traces
-
-
-def _line(
-    look: _Look, x: Sequence[float], values: Sequence[Estimate], *, panel: int, legend: bool
-) -> Spec:
-    found = [(at, value) for at, value in zip(x, values, strict=True) if defined(value)]
-    middle = [value.effect for _, value in found]
-    low, high = ([ends(value)[end] for _, value in found] for end in (0, 1))
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "x": [at for at, _ in found],
-        "y": [short(value) for value in middle],
-        "error_y": error_bar(middle, low, high, color=look.color),
-        "line": {"color": look.color, "width": 1.8, "dash": look.dash},
-        "marker": {"color": look.color, "symbol": look.symbol, "size": 8},
-        "hovertext": [f"{look.name}<br>{described(v)}, n = {v.n}" for _, v in found],
-        "hoverinfo": "text",
-        "name": look.name,
-        "legendgroup": look.name,
-        "showlegend": legend,
-    } | panel_axes(panel)
 
 
 def _level(panel: int) -> Spec:
