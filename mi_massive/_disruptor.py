@@ -33,9 +33,10 @@ _ROLES: Final[dict[Projection, str]] = {"q": "query", "k": "key", "v": "value"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sources:
-    """What an intervention takes from outside the prompt."""
+    """From outside the prompt: `norms` fix the selection, `means` give `dataset_mean`."""
 
     norms: AttentionNorms | None
+    means: AttentionNorms | None
     masks: Mapping[Projection, Bool[Tensor, "layer head d_head"]]
     donor: Mapping[tuple[int, Projection], Float[Tensor, "head pos d_head"]]
 
@@ -230,9 +231,8 @@ class Disruptor:
         elif kind == "joint_mean":
             value = joint_mean(states, tokens, cast(Tensor, mask)[:, :, 0])
         elif kind == "dataset_mean":
-            norms = cast(AttentionNorms, self._sources.norms)
-            total = norms.sums(projection, self._stage(block)).total[:, self._layers[block][0]]
-            value = (total.sum(dim=0) / float(norms.n_tokens.sum()))[None, :, None]
+            means = cast(AttentionNorms, self._sources.means).mean(projection, self._stage(block))
+            value = means[self._layers[block][0]][None, :, None]
         return _Plan(mask, None if value is None else value.to(states))
 
     def _mask(

@@ -20,6 +20,7 @@ def make_disruptor(
     model: HookedModel,
     intervention: Intervention,
     norms: AttentionNorms | None,
+    means: AttentionNorms | None,
     masks: Mapping[Projection, Bool[Tensor, "layer head d_head"]] | None,
     donor: Sequence[int] | None,
     prompt_length: int | None,
@@ -27,8 +28,8 @@ def make_disruptor(
     """The disruptor of an intervention; arguments as for `disrupt`.
 
     Raises:
-        ValueError: If k exceeds the head, a layer does not exist, or norms, masks or donor are
-            missing, superfluous or do not fit the model.
+        ValueError: If k exceeds the head, a layer does not exist, or norms, means, masks or donor
+            are missing, superfluous or do not fit the model.
     """
     where, kind = intervention.where, intervention.value.kind
     blocks = model.geometry.blocks
@@ -40,13 +41,14 @@ def make_disruptor(
         require_in_range(
             "k", intervention.selection.k, low=0, high=d_head, unit="dimensions of a head"
         )
-    if kind == "dataset_mean" and norms is None:
-        raise ValueError("norms must be a capture for the value 'dataset_mean', got none")
-    if norms is not None and _shapes(norms.geometry) != _shapes(model.geometry):
-        raise ValueError(
-            f"norms must cover the layers and heads of {model.name}, got those of "
-            f"{norms.provenance.model}"
-        )
+    if kind == "dataset_mean" and means is None:
+        raise ValueError("means must be a capture for the value 'dataset_mean', got none")
+    for name, capture in (("norms", norms), ("means", means)):
+        if capture is not None and _shapes(capture.geometry) != _shapes(model.geometry):
+            raise ValueError(
+                f"{name} must cover the layers and heads of {model.name}, got those of "
+                f"{capture.provenance.model}"
+            )
     if (intervention.selection.rule == "mask") != (masks is not None):
         raise ValueError(
             "masks must be given exactly for the rule 'mask', got "
@@ -62,7 +64,9 @@ def make_disruptor(
     return Disruptor(
         intervention,
         model.geometry,
-        Sources(norms, masks or {}, {} if donor is None else _donor(model, donor, where.stage)),
+        Sources(
+            norms, means, masks or {}, {} if donor is None else _donor(model, donor, where.stage)
+        ),
         prompt_length=prompt_length,
         clean_cache=sliding_blocks(model.plain) if where.cache == "edited_global" else frozenset(),
     )

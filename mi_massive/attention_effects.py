@@ -83,6 +83,7 @@ def measure_effects(
     arms: Mapping[str, Intervention],
     *,
     norms: AttentionNorms | None = None,
+    means: AttentionNorms | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> EffectsResult:
     """Measure the attention and the cross-entropy of neutral text under each arm.
@@ -92,13 +93,16 @@ def measure_effects(
         prompts: Neutral texts, from `tokenize_prompts`; patterns grow with the square of a length.
         arms: Interventions by name; `intact` is added.
         norms: A capture that fixes the selections; see `disrupt`.
+        means: A capture that the value `dataset_mean` is the mean of; see `disrupt`.
         on_progress: Called with the number of prompts finished since the last call.
 
     Raises:
         ValueError: If a prompt has fewer than three tokens, or an arm is called `intact`.
         UnsupportedModelError: If the model has no language-modelling head or is an encoder.
     """
-    contexts = {name: partial(disrupt, model, arm, norms=norms) for name, arm in arms.items()}
+    contexts = {
+        name: partial(disrupt, model, arm, norms=norms, means=means) for name, arm in arms.items()
+    }
     found = measure_contexts(model, prompts, contexts, on_progress=on_progress)
     return replace(found, strengths={name: arm.value.strength for name, arm in arms.items()})
 

@@ -28,6 +28,7 @@ def evaluate(
     *,
     intervention: Intervention | None = None,
     norms: AttentionNorms | None = None,
+    means: AttentionNorms | None = None,
     limit: int | None = None,
     config: EvaluationConfig | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -39,6 +40,7 @@ def evaluate(
         task: From `load_task`.
         intervention: What is edited meanwhile; None leaves the model intact.
         norms: A capture that fixes the intervention's selection; see `disrupt`.
+        means: A capture that the value `dataset_mean` is the mean of; see `disrupt`.
         limit: Only the first examples.
         config: Read-outs, chat template, batch size, length of answers.
         on_progress: Called with the number of prompts finished since the last call, once a
@@ -60,7 +62,9 @@ def evaluate(
     n_edits = 0
     for readout in config.readouts:
         edited = (
-            nullcontext() if intervention is None else disrupt(model, intervention, norms=norms)
+            nullcontext()
+            if intervention is None
+            else disrupt(model, intervention, norms=norms, means=means)
         )
         with edited as edits:
             if readout == "generation":

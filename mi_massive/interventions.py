@@ -73,6 +73,7 @@ def disrupt(
     intervention: Intervention,
     *,
     norms: AttentionNorms | None = None,
+    means: AttentionNorms | None = None,
     masks: Mapping[Projection, Bool[Tensor, "layer head d_head"]] | None = None,
     donor: Sequence[int] | None = None,
     prompt_length: int | None = None,
@@ -90,8 +91,9 @@ def disrupt(
     Args:
         model: From `load_model`.
         intervention: What to edit.
-        norms: A capture that fixes the selection for all prompts, and gives `dataset_mean`; without
-            it dimensions are chosen for each prompt by its own norms.
+        norms: A capture that fixes the selection for all prompts; without it dimensions are chosen
+            for each prompt by its own norms.
+        means: A capture whose tokens the value `dataset_mean` is the mean of.
         masks: Dimensions of each projection, for the rule `mask`.
         donor: Token ids of the prompt that `resampled` takes entries from.
         prompt_length: Columns of the prompt, padding included; needed where a prompt is read in
@@ -102,7 +104,7 @@ def disrupt(
 
     Raises:
         ValueError: If k exceeds the head, a layer does not exist, or what the intervention needs
-            (norms, masks, donor) is missing or does not fit the model.
+            (masks, means, donor) is missing or does not fit the model.
         RuntimeError: If nothing was edited when the context closes, a place was not reached, or
             `model.bridge` was run inside.
         UnsupportedModelError: If the model was wrapped; use `disruption_hooks`.
@@ -114,7 +116,7 @@ def disrupt(
             f"{model.name} must be loaded by load_model to be disrupted in place, got a wrapped "
             "TransformerLens model; use disruption_hooks with run_with_hooks"
         ) from error
-    disruptor = make_disruptor(model, intervention, norms, masks, donor, prompt_length)
+    disruptor = make_disruptor(model, intervention, norms, means, masks, donor, prompt_length)
     passing = _passing.get()
     if disruptor.keeps and plain in passing:
         raise ValueError(
@@ -164,6 +166,7 @@ def disruption_hooks(
     *,
     attention_mask: Int[Tensor, "batch pos"] | None = None,
     norms: AttentionNorms | None = None,
+    means: AttentionNorms | None = None,
     masks: Mapping[Projection, Bool[Tensor, "layer head d_head"]] | None = None,
     donor: Sequence[int] | None = None,
 ) -> list[tuple[str, HookFunction]]:
@@ -176,6 +179,7 @@ def disruption_hooks(
         intervention: What to edit in the prompt; positions must be `prefill`.
         attention_mask: The one that the run gets: 1 at real tokens.
         norms: As for `disrupt`, like all that follow.
+        means: As for `disrupt`.
         masks: As for `disrupt`.
         donor: As for `disrupt`.
 
@@ -189,7 +193,7 @@ def disruption_hooks(
             "positions must be 'prefill' and cache 'edited' for hooks, got "
             f"{where.positions!r} and {where.cache!r}; use disrupt"
         )
-    disruptor = make_disruptor(model, intervention, norms, masks, donor, None)
+    disruptor = make_disruptor(model, intervention, norms, means, masks, donor, None)
     rotates = {layer.block: layer.rotary is not None for layer in model.geometry.layers}
 
     pending: set[tuple[int, Projection]] = set()

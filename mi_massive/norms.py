@@ -121,6 +121,12 @@ class AttentionNorms:
         """Block index of each entry of the layer axis."""
         return self.geometry.blocks
 
+    def mean(
+        self, projection: Projection, stage: Stage = "attention"
+    ) -> Float[Tensor, "layer head d_head"]:
+        """Mean of each dimension over all tokens; activation units."""
+        return self.sums(projection, stage).total.sum(dim=0) / float(self.n_tokens.sum())
+
     def mean_over_rms(
         self, projection: Projection, stage: Stage = "attention"
     ) -> Float[Tensor, "layer head d_head"]:
@@ -129,9 +135,9 @@ class AttentionNorms:
         1 is a constant offset, 0 a dimension that averages out. NaN where a dimension is zero
         throughout.
         """
-        sums = self.sums(projection, stage)
-        n = float(self.n_tokens.sum())
-        return sums.total.sum(dim=0).abs() / n / (sums.squares.sum(dim=0) / n).sqrt()
+        squares = self.sums(projection, stage).squares.sum(dim=0)
+        rms = (squares / float(self.n_tokens.sum())).sqrt()
+        return self.mean(projection, stage).abs() / rms
 
     def phases(
         self, projection: Projection, stage: Stage = "unrotated"

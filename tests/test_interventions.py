@@ -421,7 +421,13 @@ class TestWholePrompts:
                 family, model, mask, k=2, value=value, stage=stage, dataset=dataset
             ):
                 expected = logits_of(model, ids, mask)
-        with disrupt(model, intervention, norms=norms, masks=masks):
+        with disrupt(model, intervention, means=norms, masks=masks):
+            actual = logits_of(model, ids, mask)
+        assert_near(actual, expected, 1e-4)
+        # And with the dimensions chosen for the prompt by its own norms.
+        with edited_by_hand(family, model, mask, k=2, value=value, stage=stage, dataset=dataset):
+            expected = logits_of(model, ids, mask)
+        with disrupt(model, edit(k=2, kind="dataset_mean", stage=stage), means=norms):
             actual = logits_of(model, ids, mask)
         assert_near(actual, expected, 1e-4)
 
@@ -901,9 +907,9 @@ class TestChunks:
         )
         for kind, rows in (("zero", "all"), ("dataset_mean", "after_first"), ("zero", "first")):
             intervention = edit(k=3, kind=kind, rows=rows)
-            with disrupt(model, intervention, norms=norms) as whole:
+            with disrupt(model, intervention, norms=norms, means=norms) as whole:
                 expected = logits_of(model, ids, mask)
-            with disrupt(model, intervention, norms=norms, prompt_length=11) as parts:
+            with disrupt(model, intervention, norms=norms, means=norms, prompt_length=11) as parts:
                 actual = read_in_chunks(model, ids, mask, sizes)
             assert_near(actual[real], expected[real], 1e-4)
             assert parts.by_place == whole.by_place
@@ -1266,7 +1272,8 @@ class TestRefusals:
             (edit(k=17), {}, r"k must be between 0 and 16 \(dimensions of a head\), got 17"),
             (edit(), {"norms": norms}, "norms must cover the layers and heads of .*, got those of"),
             (edit(), {"norms": heads}, "norms must cover the layers and heads of .*, got those of"),
-            (edit(kind="dataset_mean"), {}, "norms must be a capture for the value 'dataset_mean'"),
+            (edit(), {"means": heads}, "means must cover the layers and heads of .*, got those of"),
+            (edit(kind="dataset_mean"), {}, "means must be a capture for the value 'dataset_mean'"),
             (edit("mask"), {}, "masks must be given exactly for the rule 'mask', got none for 'm"),
             (edit(), {"masks": masks}, "masks must be given exactly .*, got some for 'largest'"),
             (edit("mask"), {"masks": without}, r"masks must hold 'k', got \['q'\]"),
@@ -1396,7 +1403,7 @@ class TestHooks:
         model, (ids, mask) = load("llama"), batch(PROMPTS)
         norms, masks = capture_norms(model, PROMPTS), masks_of(model, 3)
         for intervention, sources in (
-            (edit(k=3, kind="dataset_mean"), {"norms": norms}),
+            (edit(k=3, kind="dataset_mean"), {"norms": norms, "means": norms}),
             (edit("mask", stage="unrotated"), {"masks": masks}),
             (edit(k=3, kind="resampled", stage="unrotated"), {"donor": [4, 5, 6]}),
         ):
