@@ -41,9 +41,14 @@ class Preset:
     """Preset whose change of the attention sets this one's strength (`match_effect`)."""
 
 
-def _by(rule: Rule, where: Where = Where()) -> Callable[[int, int], Intervention]:  # noqa: B008
+def _by(
+    rule: Rule,
+    where: Where = Where(),  # noqa: B008
+    value: Value = Value(),  # noqa: B008
+) -> Callable[[int, int], Intervention]:
     def make(k: int, seed: int) -> Intervention:
-        return Intervention(selection=Selection(rule=rule, k=k, seed=seed), where=where)
+        selection = Selection(rule=rule, k=k, seed=seed)
+        return Intervention(selection=selection, value=value, where=where)
 
     return make
 
@@ -69,6 +74,16 @@ PRESETS: Final[dict[str, Preset]] = {
         summary="the k largest dimensions of each head to their token mean, q and k, prompt only",
         role="treatment",
         make=_by("largest"),
+    ),
+    "zero": Preset(
+        summary="as paper, with zero in place of the token mean",
+        role="treatment",
+        make=_by("largest", value=Value(kind="zero")),
+    ),
+    "shuffled": Preset(
+        summary="as paper, with the entries of the prompt's tokens in another order",
+        role="treatment",
+        make=_by("largest", value=Value(kind="shuffled")),
     ),
     "massive": Preset(
         summary="all dimensions above 5 times their head's mean norm, whatever k, as paper",

@@ -72,7 +72,7 @@ def test_a_task_of_ones_own_is_asked_under_every_arm(
     ("options", "sentence"),
     [
         (["--tasks", "nonsense"], "--tasks must be among gsm8k, aqua"),
-        (["--preset", "nonsense"], "preset must be one of paper, massive"),
+        (["--preset", "nonsense"], "preset must be one of paper, zero, shuffled, massive"),
         (["--k", "99"], "k must be between 0 and"),
         (["--k", "four"], "--k must be whole numbers with commas, got 'four'"),
         (["--readout", "thoughts"], "--readout must be among generation,options"),

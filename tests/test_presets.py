@@ -186,3 +186,19 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     names = ", ".join(PRESETS)
     with pytest.raises(ValueError, match=f"preset must be one of {names}, got 'papper'"):
         preset("papper")
+
+
+def test_zero_and_shuffled_change_the_value_alone(model: HookedModel) -> None:
+    with watched(model, preset("zero", k=4)) as (before, after, _):
+        model.plain(input_ids=token_ids())
+    for old, new in zip(before, after, strict=True):
+        for name in "qk":
+            assert set((new[name] == 0).sum(dim=-1).flatten().tolist()) == {4}
+            assert torch.equal(new[name][new[name] != 0], old[name][new[name] != 0])
+    with watched(model, preset("shuffled", k=4)) as (before, after, _):
+        model.plain(input_ids=token_ids())
+    for old, new in zip(before, after, strict=True):
+        for name in "qk":
+            assert not torch.equal(old[name], new[name])
+            torch.testing.assert_close(old[name].sort(dim=2).values, new[name].sort(dim=2).values)
+    assert preset("zero").selection == preset("shuffled").selection == preset("paper").selection

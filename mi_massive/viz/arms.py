@@ -39,6 +39,8 @@ class Style:
 STYLES: Final[dict[str, Style]] = {
     INTACT: Style(color=INK, symbol="diamond", dash="solid"),
     "paper": Style(color=WINE, symbol="circle", dash="solid"),
+    "zero": Style(color=WINE, symbol="triangle-left", dash="dash"),
+    "shuffled": Style(color=WINE, symbol="diamond-tall", dash="dashdot"),
     "massive": Style(color=WINE, symbol="triangle-right", dash="dot"),
     "authors_llama": Style(color=BROWN, symbol="star", dash="solid"),
     "authors_qwen2": Style(color=BROWN, symbol="pentagon", dash="dash"),
