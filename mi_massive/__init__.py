@@ -22,6 +22,7 @@ attribution     attribute: gradient estimates for single rotary pairs, checked e
 position_shares position against content in the logits of heads, by frequency band
 surgery         operate: change the rotation; run_surgery: its frequencies taken apart (C8)
 quantizer       quantized_states, run_state_quantization: attention states in few bits (C7)
+quantization    compare_quantized: quantized copies beside full precision (C7)
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
 study, doctor   run_study: all of it for one model; diagnose: what can be trusted on it
@@ -101,7 +102,9 @@ if TYPE_CHECKING:
         tokenize_prompts,
     )
     from mi_massive.protection import StateQuantizationConfig, StateQuantizationResult
+    from mi_massive.quantization import compare_quantized
     from mi_massive.quantization_plans import QuantizationPlan
+    from mi_massive.quantization_results import QuantizationConfig, QuantizationResult
     from mi_massive.quantizer import quantized_states
     from mi_massive.records import Provenance, load_result, save_result
     from mi_massive.report import ReportResults, build_report
@@ -153,7 +156,9 @@ _NAMES = {
     "prompt_pairs": ("PromptPair",),
     "prompts": ("TokenizedPrompts", "default_passages", "read_prompts", "tokenize_prompts"),
     "protection": ("StateQuantizationConfig", "StateQuantizationResult"),
+    "quantization": ("compare_quantized",),
     "quantization_plans": ("QuantizationPlan",),
+    "quantization_results": ("QuantizationConfig", "QuantizationResult"),
     "quantizer": ("quantized_states",),
     "records": ("Provenance", "load_result", "save_result"),
     "report": ("ReportResults", "build_report"),
@@ -178,7 +183,7 @@ _RUN_MODELS = (
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims"),
     *("report", "conflict", "patching", "attribution", "patched_patterns", "twins"),
     *("families", "operation", "share_capture", "surgery", "surgery_plans"),
-    *("quantizer", "state_quantization"),
+    *("quantizer", "state_quantization", "quantization", "quantization_results"),
 )
 
 __all__ = [
@@ -212,7 +217,9 @@ __all__ = [
     "PositionSharesResult",
     "PromptPair",
     "Provenance",
+    "QuantizationConfig",
     "QuantizationPlan",
+    "QuantizationResult",
     "ReportResults",
     "RotaryGeometry",
     "ScoreboardResult",
@@ -244,6 +251,7 @@ __all__ = [
     "capture_patterns",
     "capture_position_shares",
     "compare",
+    "compare_quantized",
     "concentration",
     "conflict_pairs",
     "default_passages",

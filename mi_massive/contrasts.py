@@ -46,6 +46,28 @@ class ArmContrast:
     """The contrast minus that of the control; NaN without one."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupContrast:
+    """What a first group of arms loses beyond a second: means over members and then over parts.
+
+    NaN where no task can show it.
+    """
+
+    level: str
+    """What the two groups have in common, such as the bits of a weight."""
+    readout: Readout
+    first: tuple[tuple[str, ...], ...]
+    """Arms by part, such as the seeds of a method."""
+    second: tuple[tuple[str, ...], ...]
+    contextual_tasks: tuple[str, ...]
+    parametric_tasks: tuple[str, ...]
+    contextual: Estimate
+    """Loss of the first group minus that of the second, mean over tasks that were above chance."""
+    parametric: Estimate
+    contrast: Estimate
+    """Contextual minus parametric."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Draws:
     """Observed value first, then its resamples."""
@@ -132,6 +154,63 @@ def contrasts(
             beyond_control=beyond(name).estimate(),
         )
         for name in arms
+    )
+
+
+def group_contrast(
+    intact: Sequence[TaskResult],
+    arms: Mapping[str, Sequence[TaskResult]],
+    *,
+    level: str,
+    first: Sequence[Sequence[str]],
+    second: Sequence[Sequence[str]],
+    readout: Readout,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> GroupContrast:
+    """Set one group of arms against another, on the same examples.
+
+    Args:
+        intact: Results of the intact model, one a task.
+        arms: Results of each arm for the same tasks, in the same order.
+        level: What both groups have in common, for the result.
+        first: Arms of one group, by part; a part counts once however many members it has.
+        second: Arms of the other.
+        readout: Which scores.
+        n_resamples: Bootstrap resamples.
+        seed: Of the resamples.
+    """
+    shown = [i for i, result in enumerate(intact) if _can_lose(result, readout)]
+
+    def mean(group: Sequence[Sequence[str]], i: int) -> Float[np.ndarray, "draw"]:
+        parts = [
+            np.mean(
+                [_loss(intact[i], arms[a][i], readout, n_resamples, seed) for a in part], axis=0
+            )
+            for part in group
+        ]
+        return np.mean(parts, axis=0)
+
+    def beyond(kind: Kind) -> _Draws:
+        own = [i for i in shown if intact[i].kind == kind]
+        if not own:
+            return _Draws(np.full(n_resamples + 1, np.nan), 0)
+        differences = [mean(first, i) - mean(second, i) for i in own]
+        n = sum(len(intact[i].answers) for i in own)
+        return _Draws(np.mean(differences, axis=0), n)
+
+    context, memory = beyond("contextual"), beyond("parametric")
+    n = context.n + memory.n if context.n and memory.n else 0
+    return GroupContrast(
+        level=level,
+        readout=readout,
+        first=tuple(map(tuple, first)),
+        second=tuple(map(tuple, second)),
+        contextual_tasks=tuple(intact[i].task for i in shown if intact[i].kind == "contextual"),
+        parametric_tasks=tuple(intact[i].task for i in shown if intact[i].kind == "parametric"),
+        contextual=context.estimate(),
+        parametric=memory.estimate(),
+        contrast=_Draws(context.values - memory.values, n).estimate(),
     )
 
 

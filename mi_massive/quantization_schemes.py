@@ -4,6 +4,7 @@ Answers what a quantized model is, in numbers that a cache and a record can hold
 Does not show what rounding costs a model: see `mi_massive.quantization`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -19,6 +20,9 @@ METHODS: Final[tuple[Method, ...]] = get_args(Method)
 the error of earlier ones; AWQ (Lin et al. 2023, arXiv:2306.00978), which scales the columns that
 meet large activations before rounding; SmoothQuant (Xiao et al. 2022, arXiv:2211.10438), which
 moves the outliers of activations into weights and rounds both."""
+
+PROTECTING: Final[tuple[Method, ...]] = ("awq", "smoothquant")
+"""Those that the paper says protect massive values: they look for channels of large activations."""
 
 SCALE_BITS: Final = 16
 """Bits counted for a stored scale, and for a weight kept at full precision."""
@@ -82,9 +86,24 @@ class QuantizationScheme:
     @property
     def label(self) -> str:
         """Short name, such as `awq w4 g64` or `smoothquant w8a8`."""
+        return f"{self.method} {self.level}"
+
+    @property
+    def level(self) -> str:
+        """Bits and groups, such as `w4 g64` or `w8a8`: methods at one level store equally much."""
         if self.activation_bits is not None:
-            return f"{self.method} w{self.bits}a{self.activation_bits}"
-        return f"{self.method} w{self.bits}" + (f" g{self.group}" if self.group else "")
+            return f"w{self.bits}a{self.activation_bits}"
+        return f"w{self.bits}" + (f" g{self.group}" if self.group else "")
+
+    @property
+    def name(self) -> str:
+        """The label, with the seed of the windows where the method looks at text."""
+        return self.label + (f" seed={self.seed}" if self.calibrates else "")
+
+    @property
+    def protects(self) -> bool:
+        """True if the method scales what meets large activations before it rounds."""
+        return self.method in PROTECTING
 
     @property
     def statement(self) -> str:
@@ -111,6 +130,48 @@ class QuantizationScheme:
         shared = self.group or n_inputs
         zero = 0 if self.activation_bits is not None or self.group is None else self.bits
         return self.bits + (SCALE_BITS + zero) / shared
+
+
+def make_schemes(
+    methods: Sequence[str],
+    *,
+    bits: int = 4,
+    group: int = 64,
+    activation_bits: int | None = None,
+    seeds: Sequence[int] = (0,),
+    n_calibration: int = 16,
+    calibration_length: int = 256,
+) -> tuple[QuantizationScheme, ...]:
+    """One scheme a method and seed at equal bits; round to nearest, which draws nothing, once.
+
+    Args:
+        methods: Keys of `METHODS`.
+        bits: Of a weight.
+        group: Inputs that share a scale; not used with activations.
+        activation_bits: 8 rounds activations too.
+        seeds: Of the calibration windows.
+        n_calibration: Windows.
+        calibration_length: Tokens of a window.
+
+    Raises:
+        ValueError: If a method does not take the bits (see `QuantizationScheme`).
+    """
+    made: list[QuantizationScheme] = []
+    for method in methods:
+        drawn = method != "rtn"
+        made += [
+            QuantizationScheme(
+                method=method,
+                bits=bits,
+                group=None if activation_bits is not None else group,
+                activation_bits=activation_bits,
+                n_calibration=n_calibration if drawn else 0,
+                calibration_length=calibration_length if drawn else 0,
+                seed=seed,
+            )
+            for seed in (seeds if drawn else (0,))
+        ]
+    return tuple(made)
 
 
 def round_to_nearest(

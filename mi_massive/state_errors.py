@@ -4,14 +4,16 @@ The relative error of a part of one head's states X, stored as Y, is
 
     || Y - X ||_2 / || X ||_2
 
-over the part's tokens and channels, averaged over the heads of all layers that have it. Every layer
-is quantized as the intact model leaves it, so that errors do not add up over layers. Costs one pass
-a prompt and, for each arm, the quantization itself.
+over the part's tokens and channels, averaged over the heads of all layers that have it. Where the
+states themselves are quantized, every layer is quantized as the intact model leaves it, so that
+errors do not add up over layers; those of another model's states do. Costs one pass a prompt and,
+for each arm, the quantization or a pass.
 
 Does not show: what an error does to the attention; a constant offset on all keys does nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
@@ -92,6 +94,64 @@ def measure_state_errors(
             )
         relative[..., column] = seen.relative()
     return StateErrors(arms=tuple(quantizers), projections=named, relative=relative)
+
+
+Opened = Callable[[], AbstractContextManager[HookedModel]]
+"""Opens a context that gives the model to run."""
+
+
+@torch.no_grad()
+def compare_states(
+    model: HookedModel,
+    prompts: TokenizedPrompts,
+    changed: Mapping[str, Opened],
+    *,
+    massive: Mapping[Projection, Bool[Tensor, "layer head d_head"]],
+) -> StateErrors:
+    """Measure how far the states of other models, or of this one changed, are from its own.
+
+    Args:
+        model: The model of full precision, from `load_model`.
+        prompts: From `tokenize_prompts`.
+        changed: By arm, what opens the model to compare: of the same shape and vocabulary.
+        massive: Which channels are massive in `model`; its projections are compared.
+    """
+    named = tuple(p for p in PROJECTIONS if p in massive)
+    relative = torch.full((len(changed), len(named), len(PARTS), len(prompts.input_ids)), torch.nan)
+    for column, ids in enumerate(prompts.input_ids):
+        own = _states(model, ids, named)
+        sizes = {p: _layered(own[p], massive[p]) for p in named}
+        for row, opened in enumerate(changed.values()):
+            with opened() as other:
+                states = _states(other, ids, named)
+            for place, p in enumerate(named):
+                moved = [y - x for y, x in zip(states[p], own[p], strict=True)]
+                error = (_layered(moved, massive[p]) / sizes[p]).sqrt()
+                relative[row, place, :, column] = error.flatten(1).nanmean(dim=-1)
+    return StateErrors(arms=tuple(changed), projections=named, relative=relative)
+
+
+def _states(
+    model: HookedModel, ids: Sequence[int], named: tuple[Projection, ...]
+) -> dict[Projection, list[Tensor]]:
+    """States of every layer entering the attention, on one prompt."""
+    found: dict[Projection, list[Tensor]] = {p: [] for p in named}
+
+    def visit(seen: AttentionInputs) -> None:
+        own: dict[Projection, Tensor] = {"q": seen.query, "k": seen.key, "v": seen.value}
+        for projection in named:
+            found[projection].append(own[projection].float().cpu())
+
+    model.attention_inputs(torch.tensor([list(ids)], device=model.device), visit)
+    return found
+
+
+def _layered(
+    states: Sequence[Float[Tensor, "1 head pos d_head"]],
+    massive: Bool[Tensor, "layer head d_head"],
+) -> Float[Tensor, "part layer head"]:
+    """`_parts` of every layer."""
+    return torch.stack([_parts(x, m) for x, m in zip(states, massive, strict=True)], dim=1)
 
 
 class _Measured:
