@@ -38,6 +38,7 @@ RECORDS := experiments/records
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
 	$(BIN)/mi-massive report $(MODEL) --out report --overwrite \
 		$(addprefix --quantization ,$(wildcard $(RECORDS)/state_quantization_$(MODEL).json)) \
+		$(addprefix --quantization ,$(wildcard $(RECORDS)/quantization_$(MODEL).json)) \
 		$(addprefix --surgery ,$(wildcard $(RECORDS)/surgery_$(MODEL).json)) \
 		$(addprefix --twins ,$(sort $(wildcard $(RECORDS)/twins_*.json)))
 

@@ -5,7 +5,7 @@ less of contextual than of parametric tasks compared with round to nearest and G
 W_Q and W_K are rounded, is it the rows that write massive channels that must stay exact?
 Refuted by: contrasts between methods, and gains over equally many other rows, whose intervals hold
 zero wherever rounding hurts. Where no method hurts, or all ruin the model, nothing is decided.
-Cost: about 60 minutes of one core for the default model, half of it for AWQ; published models want a GPU.
+Cost: about 60 minutes of one core for the default model, half of it for AWQ; others want a GPU.
 Command: python experiments/quantization.py
          python experiments/quantization.py --models meta-llama/Meta-Llama-3-8B-Instruct \
              --device cuda --dtype bfloat16 --batch-size 64 --group 128 --windows 128 \

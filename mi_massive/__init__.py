@@ -21,8 +21,7 @@ families        measure_families: one row a model, with and without RoPE (C3)
 attribution     attribute: gradient estimates for single rotary pairs, checked exactly
 position_shares position against content in the logits of heads, by frequency band
 surgery         operate: change the rotation; run_surgery: its frequencies taken apart (C8)
-quantizer       quantized_states, run_state_quantization: attention states in few bits (C7)
-quantization    compare_quantized: quantized copies beside full precision (C7)
+quantization    compare_quantized: rounded weights; run_state_quantization: states in few bits (C7)
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
 study, doctor   run_study: all of it for one model; diagnose: what can be trusted on it
@@ -57,6 +56,8 @@ from mi_massive.concentration import (  # noqa: E402
 from mi_massive.symmetry import SymmetryConfig, SymmetryResult, symmetry  # noqa: E402
 
 if TYPE_CHECKING:
+    from mi_massive._replacements import Value
+    from mi_massive._selections import Selection
     from mi_massive.arms import Arm, make_arms
     from mi_massive.attention_effects import match_effect, measure_effects
     from mi_massive.attribution import attribute
@@ -69,14 +70,7 @@ if TYPE_CHECKING:
     from mi_massive.evaluation import evaluate
     from mi_massive.families import measure_families
     from mi_massive.family_rows import FamiliesResult
-    from mi_massive.interventions import (
-        Intervention,
-        Selection,
-        Value,
-        Where,
-        disrupt,
-        disruption_hooks,
-    )
+    from mi_massive.interventions import Intervention, Where, disrupt, disruption_hooks
     from mi_massive.model_conflicts import known_conflicts, load_conflicts
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model, quantize
     from mi_massive.norms import AttentionNorms
@@ -102,9 +96,8 @@ if TYPE_CHECKING:
         tokenize_prompts,
     )
     from mi_massive.protection import StateQuantizationConfig, StateQuantizationResult
-    from mi_massive.quantization import compare_quantized
+    from mi_massive.quantization import QuantizationConfig, QuantizationResult, compare_quantized
     from mi_massive.quantization_plans import QuantizationPlan
-    from mi_massive.quantization_results import QuantizationConfig, QuantizationResult
     from mi_massive.quantizer import quantized_states
     from mi_massive.records import Provenance, load_result, save_result
     from mi_massive.report import ReportResults, build_report
@@ -156,9 +149,8 @@ _NAMES = {
     "prompt_pairs": ("PromptPair",),
     "prompts": ("TokenizedPrompts", "default_passages", "read_prompts", "tokenize_prompts"),
     "protection": ("StateQuantizationConfig", "StateQuantizationResult"),
-    "quantization": ("compare_quantized",),
+    "quantization": ("QuantizationConfig", "QuantizationResult", "compare_quantized"),
     "quantization_plans": ("QuantizationPlan",),
-    "quantization_results": ("QuantizationConfig", "QuantizationResult"),
     "quantizer": ("quantized_states",),
     "records": ("Provenance", "load_result", "save_result"),
     "report": ("ReportResults", "build_report"),
@@ -180,10 +172,10 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _RUN_MODELS = (
     *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
-    *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims"),
-    *("report", "conflict", "patching", "attribution", "patched_patterns", "twins"),
-    *("families", "operation", "share_capture", "surgery", "surgery_plans"),
-    *("quantizer", "state_quantization", "quantization", "quantization_results"),
+    *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
+    *("conflict", "patching", "attribution", "patched_patterns", "twins", "families"),
+    *("operation", "share_capture", "surgery", "surgery_plans", "quantizer"),
+    *("state_quantization", "quantization"),
 )
 
 __all__ = [

@@ -1,5 +1,6 @@
 """C7: what the factorial of quantized states says about protecting massive channels."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -8,9 +9,10 @@ from jaxtyping import Float
 from mi_massive._disruption_claims import Finding
 from mi_massive._patch_statistics import ratios_of_means
 from mi_massive._verdicts import require_same_model
+from mi_massive.attention_effects import EffectsResult
 from mi_massive.concentration import ConcentrationResult
 from mi_massive.protection import StateQuantizationResult
-from mi_massive.quantization_arms import QuantizationArm
+from mi_massive.quantization_arms import Control, QuantizationArm
 from mi_massive.scores import INTACT
 from mi_massive.stats import Estimate
 
@@ -48,22 +50,50 @@ def _saved(
     result: StateQuantizationResult, bare: QuantizationArm, plain: list[QuantizationArm]
 ) -> Estimate | None:
     """Share of the damage saved beyond equally many others; None without such arms."""
-    same = [arm for arm in plain if arm.plan == bare.plan]
-    massive = [arm for arm in same if arm.protected == "massive"]
-    groups = [[arm for arm in same if arm.protected == c] for c in result.config.controls]
-    means = [np.mean([_damage(result, a) for a in group], axis=0) for group in groups if group]
-    if not massive or not means:
+    if not any(arm.protected == "massive" and arm.plan == bare.plan for arm in plain):
         return None
-    gain = np.mean(means, axis=0) - _damage(result, massive[0])
-    config = result.config
-    found = ratios_of_means(
-        gain[None],
-        _damage(result, bare),
-        level=0.95,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
+    if not result.config.controls:
+        return None
+    return saved_share(
+        plain,
+        result.effects,
+        bare,
+        controls=result.config.controls,
+        tested=result.gain(bare.plan.bits).gain,
+        n_resamples=result.config.n_resamples,
+        seed=result.config.seed,
     )
-    tested = result.gain(bare.plan.bits).gain
+
+
+def saved_share(
+    arms: Sequence[QuantizationArm],
+    effects: EffectsResult,
+    bare: QuantizationArm,
+    *,
+    controls: Sequence[Control],
+    tested: Estimate,
+    n_resamples: int,
+    seed: int,
+) -> Estimate:
+    """Share of the damage of `bare` that massive ones kept save beyond equally many others.
+
+    Args:
+        arms: With nothing, massive ones and controls kept, at the plan of `bare`.
+        effects: Their cross-entropy.
+        bare: The arm with nothing kept.
+        controls: Kinds of others; each counts once, however many seeds it has.
+        tested: The gain in nats, whose test this one carries.
+        n_resamples: Of the bootstrap over passages.
+        seed: Of the bootstrap.
+    """
+    same = [arm for arm in arms if arm.plan == bare.plan]
+    massive = next(arm for arm in same if arm.protected == "massive")
+    groups = [[arm for arm in same if arm.protected == c] for c in controls]
+    means = [np.mean([damage_of(effects, a) for a in group], axis=0) for group in groups]
+    gain = np.mean(means, axis=0) - damage_of(effects, massive)
+    found = ratios_of_means(
+        gain[None], damage_of(effects, bare), level=0.95, n_resamples=n_resamples, seed=seed
+    )
     return Estimate(
         effect=float(found.ratio[0]),
         low=float(found.low[0]),
@@ -76,11 +106,14 @@ def _saved(
     )
 
 
-def _damage(result: StateQuantizationResult, arm: QuantizationArm) -> Float[np.ndarray, "passage"]:
+def damage_of(effects: EffectsResult, arm: QuantizationArm) -> Float[np.ndarray, "passage"]:
     """Nats a token that an arm adds to each passage."""
-    effects = result.effects
     loss = effects.cross_entropy.double().numpy()
     return loss[effects.arms.index(arm.name)] - loss[effects.arms.index(INTACT)]
+
+
+def _damage(result: StateQuantizationResult, arm: QuantizationArm) -> Float[np.ndarray, "passage"]:
+    return damage_of(result.effects, arm)
 
 
 def _said(

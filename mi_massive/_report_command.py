@@ -38,8 +38,10 @@ def report_command(
         int, typer.Option(min=0, help="Known facts to contradict and patch; 0: no patching.")
     ] = 0,
     quantization: Annotated[
-        Path | None,
-        typer.Option(help="Saved result of `run_state_quantization` on this model (C7), to show."),
+        list[Path] | None,
+        typer.Option(
+            help="Saved result on this model (C7): `mi-massive quantize` or quantized states."
+        ),
     ] = None,
     surgery: Annotated[
         Path | None,
@@ -81,8 +83,8 @@ def report_command(
     require_replaceable(out.resolve(), model=opt.model_name(model), overwrite=overwrite)
     opt.require_writable("--out", out)
     named = opt.model_name(model)
-    taken_apart = _saved("--surgery", surgery, "SurgeryResult", named)
-    quantized = _saved("--quantization", quantization, "StateQuantizationResult", named)
+    taken_apart = _saved("--surgery", surgery, ("SurgeryResult",), named)
+    in_few_bits = _quantization(quantization or [], named)
     trained = read_twins(twins or [])
     capture = opt.CaptureOptions(
         opt.read_texts(prompts, column, split, limit), chat, max_length, skip_first, batch_size
@@ -115,7 +117,7 @@ def report_command(
             control_prompts=others,
             disruption=disruption,
             conflict=conflict,
-            quantization=quantized,
+            **in_few_bits,
             surgery=taken_apart,
             twins=trained,
             **patched,
@@ -131,7 +133,26 @@ def report_command(
     typer.echo(f"report: {page}")
 
 
-def _saved(option: str, path: Path | None, kind: str, model: str) -> Any:
+def _quantization(paths: list[Path], model: str) -> dict[str, Any]:
+    """The results behind `--quantization`, as `run_study` takes them.
+
+    Raises:
+        ValueError: If two files hold results of one kind (see also `_saved`).
+    """
+    words = {"StateQuantizationResult": "quantization", "QuantizationResult": "quantized"}
+    found: dict[str, Any] = {}
+    for path in paths:
+        result = _saved("--quantization", path, tuple(words), model)
+        word = words[type(result).__name__]
+        if word in found:
+            raise ValueError(
+                f"--quantization must name at most one {type(result).__name__}, got two: {path}"
+            )
+        found[word] = result
+    return found
+
+
+def _saved(option: str, path: Path | None, kinds: tuple[str, ...], model: str) -> Any:
     """A saved result of the model to report on; None for no path.
 
     Raises:
@@ -141,9 +162,10 @@ def _saved(option: str, path: Path | None, kind: str, model: str) -> Any:
     if path is None:
         return None
     result: Any = load_result(path)
-    if type(result).__name__ != kind:
+    if type(result).__name__ not in kinds:
         raise ValueError(
-            f"{option} must name a saved {kind}, got a {type(result).__name__}: {path}"
+            f"{option} must name a saved {' or '.join(kinds)}, got a {type(result).__name__}: "
+            f"{path}"
         )
     if result.provenance.model != model:
         raise ValueError(

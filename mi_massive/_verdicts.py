@@ -106,6 +106,19 @@ RULES: Final[dict[str, Rule]] = {
         quantity="share of the above-chance score lost, contextual minus parametric tasks",
         minimum=0.25,
     ),
+    "C7c": Rule(
+        statement="Rounded to equal bits, methods that protect massive values (AWQ, SmoothQuant) "
+        "keep contextual performance that the others lose.",
+        quantity="share of the above-chance score that the others lose beyond them, contextual "
+        "minus parametric tasks",
+        minimum=0.1,
+    ),
+    "C7d": Rule(
+        statement="Rounded W_Q and W_K lose less if the rows that write massive channels stay "
+        "exact than if equally many others do.",
+        quantity="share of the added cross-entropy saved, massive rows minus others",
+        minimum=0.25,
+    ),
     "C8a": Rule(
         statement="Massive dimensions lie in the low frequencies of RoPE.",
         quantity="share of massive dimensions in the slower half of the rotary pairs",

@@ -18,6 +18,7 @@ from typing import Any
 
 from mi_massive._concentration_tests import contrast
 from mi_massive._conflict_claims import edit_findings
+from mi_massive._method_claims import method_findings
 from mi_massive._quantization_claims import quantization_findings
 from mi_massive._twin_claims import twin_findings
 from mi_massive._verdicts import (
@@ -38,6 +39,7 @@ from mi_massive.concentration import ConcentrationResult
 from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
 from mi_massive.protection import StateQuantizationResult
+from mi_massive.quantization_results import QuantizationResult
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
 from mi_massive.symmetry import SymmetryResult
@@ -84,6 +86,7 @@ def scoreboard(
     disruption: DisruptionResult | None = None,
     conflict: ConflictResult | None = None,
     quantization: StateQuantizationResult | None = None,
+    quantized: QuantizationResult | None = None,
     twins: TwinsResult | None = None,
 ) -> ScoreboardResult:
     """Judge the claims on one model.
@@ -99,7 +102,8 @@ def scoreboard(
         control: Of a model without rotary position embeddings, on the same prompts.
         disruption: Of the same model; without it C4 and C5 have no row.
         conflict: Of the same model; without it C6 has no row.
-        quantization: Of the same model; without it C7 has no row.
+        quantization: Of the same model; without it C7a and C7b have no row.
+        quantized: Of the same model; without it C7c and C7d have no row.
         twins: Small models of their own; without them C3b, C8e and C9b have no row.
 
     Returns:
@@ -107,8 +111,8 @@ def scoreboard(
 
     Raises:
         ValueError: If `bands` or `symmetry` come from another capture, `control` rotates or has
-            another number of prompts, or `disruption`, `conflict` or `quantization` come from
-            another model.
+            another number of prompts, or `disruption`, `conflict`, `quantization` or `quantized`
+            come from another model.
     """
     for name, result in (("bands", bands), ("symmetry", symmetry)):
         if result is not None:
@@ -118,6 +122,7 @@ def scoreboard(
     claims = (
         *(_claim(*found) for found in edit_findings(concentration, disruption, conflict)),
         *(_claim(*found) for found in quantization_findings(quantization, concentration)),
+        *(_claim(*found) for found in method_findings(quantized, concentration)),
         *(_claim(*found) for found in twin_findings(twins)),
         _concentrated(concentration),
         _heads_close(concentration),

@@ -12,6 +12,7 @@ from mi_massive._conflict_command import conflict_command
 from mi_massive._disrupt_command import disrupt_command
 from mi_massive._list_commands import models_command, presets_command, tasks_command
 from mi_massive._patch_command import patch_command
+from mi_massive._quantize_command import quantize_command
 from mi_massive._report_command import report_command
 from mi_massive._surgery_command import surgery_command
 from mi_massive._terminal import (
@@ -172,6 +173,7 @@ app.command("disrupt")(disrupt_command)
 app.command("conflict")(conflict_command)
 app.command("patch")(patch_command)
 app.command("surgery")(surgery_command)
+app.command("quantize")(quantize_command)
 app.command("twins")(twins_command)
 app.command("tasks")(tasks_command)
 app.command("presets")(presets_command)

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -102,7 +103,7 @@ def compare_quantized(
             cells=cells,
             on_progress=told,
         )
-    massive = {
+    massive: dict[Projection, torch.Tensor] = {
         p: massive_mask(norms.sums(p).pooled_norms(), ratio=config.ratio) for p in _PROJECTIONS
     }
     stored: dict[str, float] = {}
@@ -164,9 +165,9 @@ def _quantized(
     calibration: TokenizedPrompts | Sequence[str],
     cache: Path | None,
 ) -> HookedModel:
-    drawn = {}
+    drawn: dict[str, Any] = {} if scheme.group is None else {"group": scheme.group}
     if scheme.calibrates:
-        drawn = {
+        drawn |= {
             "calibration": calibration,
             "n_calibration": scheme.n_calibration,
             "calibration_length": scheme.calibration_length,
@@ -179,7 +180,6 @@ def _quantized(
         activation_bits=scheme.activation_bits,
         cache=cache,
         **drawn,
-        **({} if scheme.group is None else {"group": scheme.group}),
     )
 
 

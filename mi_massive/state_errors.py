@@ -116,7 +116,7 @@ def compare_states(
         changed: By arm, what opens the model to compare: of the same shape and vocabulary.
         massive: Which channels are massive in `model`; its projections are compared.
     """
-    named = tuple(p for p in PROJECTIONS if p in massive)
+    named: tuple[Projection, ...] = tuple(p for p in PROJECTIONS if p in massive)
     relative = torch.full((len(changed), len(named), len(PARTS), len(prompts.input_ids)), torch.nan)
     for column, ids in enumerate(prompts.input_ids):
         own = _states(model, ids, named)

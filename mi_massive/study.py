@@ -16,6 +16,7 @@ from mi_massive.pattern_capture import capture_patterns
 from mi_massive.patterns import PatternsResult
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
 from mi_massive.protection import StateQuantizationResult
+from mi_massive.quantization_results import QuantizationResult
 from mi_massive.report.results import ReportResults
 from mi_massive.surgery import SurgeryResult
 from mi_massive.symmetry import SymmetryConfig, symmetry
@@ -48,6 +49,7 @@ def run_study(
     attributions: Sequence[AttributionResult] = (),
     patched_patterns: PatchedPatternsResult | None = None,
     quantization: StateQuantizationResult | None = None,
+    quantized: QuantizationResult | None = None,
     surgery: SurgeryResult | None = None,
     twins: Sequence[TwinsResult] = (),
     notes: Sequence[str] = (),
@@ -69,6 +71,7 @@ def run_study(
         attributions: Of the same model, from `attribute`, for the same section.
         patched_patterns: Of the same model, from `capture_patched_patterns`, for the same section.
         quantization: Of the same model, from `run_state_quantization`, for C7 and its section.
+        quantized: Of the same model, from `compare_quantized`, for C7 and the same section.
         surgery: Of the same model, from `run_surgery`, for its section.
         twins: From `train_twins`; the first judges C3b, C8e and C9b, all have a section.
         notes: Sentences for the reader beside the study's own, see `ReportResults.notes`.
@@ -112,6 +115,7 @@ def run_study(
             disruption=disruption,
             conflict=conflict,
             quantization=quantization,
+            quantized=quantized,
             twins=next(iter(twins), None),
         ),
         concentration=concentrated,
@@ -125,6 +129,7 @@ def run_study(
         attributions=tuple(attributions),
         patched_patterns=patched_patterns,
         quantization=quantization,
+        quantized=quantized,
         surgery=surgery,
         twins=tuple(twins),
         notes=(*said, *notes),

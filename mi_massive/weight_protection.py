@@ -15,10 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from mi_massive._cells import kept, kept_evaluation
 from mi_massive._checks import require_in_range, require_not_empty, require_positive
 from mi_massive._protection_gains import task_gains, text_gains
 from mi_massive.attention_effects import EffectsResult, measure_contexts
+from mi_massive.axes import Projection
 from mi_massive.contrasts import ArmContrast, contrasts
 from mi_massive.evaluation import evaluate
 from mi_massive.models.base import HookedModel
@@ -78,7 +81,8 @@ class WeightProtectionConfig:
         """
         rows: list[tuple[Protected, int]] = [("none", 0), ("massive", 0)]
         for control in self.controls:
-            rows += [(control, seed) for seed in range(self.n_seeds if control in SEEDED else 1)]
+            for seed in range(self.n_seeds if control in SEEDED else 1):
+                rows.append((control, seed))
         stage = "unrotated" if rotates else "attention"
         return tuple(
             QuantizationArm(
@@ -172,7 +176,9 @@ def run_weight_protection(
         )
         for arm in arms
     }
-    massive = {p: protected_channels(norms, p, "massive", ratio=config.ratio) for p in _ROWS}
+    massive: dict[Projection, Tensor] = {
+        p: protected_channels(norms, p, "massive", ratio=config.ratio) for p in _ROWS
+    }
     places = {"group": config.group, "norms": norms.provenance.prompts_digest}
     arguments = {"arms": list(arms), "prompts": neutral.digest, **places}
     text = partial(measure_contexts, model, neutral, contexts)

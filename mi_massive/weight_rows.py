@@ -10,7 +10,7 @@ Does not show: what a rounded row does to a rotated channel alone; a rotation mi
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from jaxtyping import Bool
@@ -96,7 +96,7 @@ def rounded_rows(
         with torch.no_grad():
             for projection, own in layers.items():
                 for i, layer in enumerate(own):
-                    weight = cast(Tensor, layer.weight)
+                    weight = layer.weight
                     before.append((weight, weight.clone()))
                     rounded = round_to_nearest(weight.float(), bits=bits, group=group)
                     rounded = rounded.to(weight.dtype)

@@ -26,7 +26,7 @@ from mi_massive.report.folder import PAGE, SUMMARY
 
 COMMANDS = (
     *("report", "concentration", "bands", "symmetry", "disrupt", "conflict", "patch"),
-    *("surgery", "twins", "tasks", "presets", "models", "doctor"),
+    *("surgery", "quantize", "twins", "tasks", "presets", "models", "doctor"),
 )
 ANALYSES = ("concentration", "bands", "symmetry")
 WORDS = "\n\n".join(" ".join(f"t{(7 * i + j * j) % 61}" for j in range(9 + i)) for i in range(6))
@@ -94,6 +94,7 @@ def test_help_names_every_option(command: str, run: Run) -> None:
     options["disrupt"] = ["--preset", "--k", "--seeds", "--tasks", "--data", "--limit", "--cells"]
     options["conflict"] = ["--preset", "--k", "--seeds", "--relations", "--limit", "--legacy"]
     options["surgery"] = ["--tasks", "--limit", "--bands", "--seeds", "--cells", "--save", "--json"]
+    options["quantize"] = ["--method", "--bits", "--group", "--calibration", "--seeds", "--save"]
     options["twins"] = ["--folder", "--arms", "--seeds", "--corpus", "--steps", "--dtype", "--json"]
     options["patch"] = ["--site", "--granularity", "--groups", "--limit", "--cells", "--json"]
     common = [

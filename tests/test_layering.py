@@ -45,7 +45,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("models", "capture", "pattern_capture"),
         *("generation", "next_tokens", "_prompt_batches"),
         *("interventions", "_choices", "_disruptor", "_sources", "presets", "attention_effects"),
-        *("_patch_runs", "operation", "share_capture", "quantizer", "state_errors"),
+        *("_patch_runs", "operation", "share_capture", "quantizer", "state_errors", "weight_rows"),
     ),
     # A task knows no model; evaluation joins the two.
     3: ("tasks", "scores", "evaluation", "conflict_scores", "known_facts", "distances"),
@@ -58,8 +58,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("patch_speed", "quantization", "sweep", "speed", "generation_speed"),
         *("surgery", "surgery_plans"),
         *("state_quantization", "quantization_arms", "protection", "_protection_gains"),
+        *("quantization_results", "weight_protection"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
-        *("_twin_claims", "_quantization_claims", "families", "family_rows"),
+        *("_twin_claims", "_quantization_claims", "_method_claims", "families", "family_rows"),
     ),
     # Read results; never run a model.
     5: ("viz", "report"),
@@ -70,6 +71,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "_conflict_command",
         "_disrupt_command",
         "_patch_command",
+        "_quantize_command",
         "_surgery_command",
         "_twins_command",
         "_report_command",

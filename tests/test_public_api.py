@@ -32,6 +32,7 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "capture_position_shares": ["model", "prompts"],
     "compare": ["before", "after"],
     "concentration": ["norms"],
+    "compare_quantized": ["model", "tasks"],
     "conflict_pairs": ["conflicts"],
     "default_passages": [],
     "diagnose": ["model"],

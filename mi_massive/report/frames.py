@@ -85,6 +85,8 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "attribution": lambda results: _cells(results.attributions),
     "quantization": lambda results: results.quantization and results.quantization.to_frame(),
     "protection": lambda results: results.quantization and results.quantization.gains_frame(),
+    "quantized": lambda results: results.quantized and results.quantized.to_frame(),
+    "quantized_scores": lambda results: results.quantized and results.quantized.scores_frame(),
     "surgery": lambda results: results.surgery and results.surgery.to_frame(),
     "twins": _twins,
 }

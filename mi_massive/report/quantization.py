@@ -1,8 +1,10 @@
-"""The section on quantized attention states: must massive channels be protected?"""
+"""The section on quantization: must massive channels of states and weights be protected?"""
 
 from mi_massive.protection import ProtectionGain, StateQuantizationResult
+from mi_massive.quantization_results import QuantizationResult
 from mi_massive.report import text
-from mi_massive.report.pictures import picture
+from mi_massive.report.pictures import Picture, picture
+from mi_massive.report.quantized import quantized_pictures, quantized_question, quantized_tables
 from mi_massive.report.section import Section
 from mi_massive.report.tables import Table
 from mi_massive.scores import INTACT
@@ -22,39 +24,71 @@ _AGAINST = {
 }
 
 
-def quantization_section(result: StateQuantizationResult, *, title: str) -> Section:
-    """The section; scores have a table where tasks were asked."""
-    plan = result.config.plan
-    kept = " and ".join(f"{n:.2f} ({p})" for p, n in result.massive_per_head.items())
-    tables = [gains_table(result), arms_table(result)]
-    if result.cells:
-        tables.append(scores_table(result))
+def quantization_section(
+    states: StateQuantizationResult | None,
+    copies: QuantizationResult | None = None,
+    *,
+    title: str,
+) -> Section:
+    """The section on quantized states, on quantized copies, or both."""
+    parts = [part for part in (states, copies) if part is not None]
+    weights_missing = copies is None
     return Section(
         word="quantization",
         title=title,
-        question=(
-            f"{' and '.join(plan.projections)} are stored in few bits while everything else stays "
-            f"as it is: {plan.statement}. Nothing but the protection differs between arms: the "
-            f"massive channels of each head ({kept} on average) stay exact, or exactly as many "
-            "others of the same head, or none, with the first token's entries exact or not."
+        question=" ".join(
+            states_question(part)
+            if isinstance(part, StateQuantizationResult)
+            else quantized_question(part)
+            for part in parts
         ),
         pictures=(
-            picture(
-                "protection",
-                "What protection saves, beside equally many other channels",
-                "Fewer bits are further right. Massive channels matter where their line lies below "
-                "those of as many others.",
-                plot_protection(result),
-            ),
+            *(() if states is None else _pictures(states)),
+            *(() if copies is None else quantized_pictures(copies)),
         ),
-        tables=tuple(tables),
+        tables=(
+            *(() if states is None else _tables(states)),
+            *(() if copies is None else quantized_tables(copies)),
+        ),
         limits=(
-            "Anything about quantized weights, or that one quantizer is better than another.",
+            "Anything about quantized weights, or that one quantizer is better than another."
+            if weights_missing
+            else "That a method wins because it protects massive channels: methods differ in more.",
             "That a massive channel is needed exactly: kept out of a shared scale it also lets the "
             "others be finer.",
             "Scores on small numbers of examples: read log-probabilities beside them.",
         ),
     )
+
+
+def states_question(result: StateQuantizationResult) -> str:
+    """What was stored in few bits, and what differs between arms."""
+    plan = result.config.plan
+    kept = " and ".join(f"{n:.2f} ({p})" for p, n in result.massive_per_head.items())
+    return (
+        f"{' and '.join(plan.projections)} are stored in few bits while everything else stays "
+        f"as it is: {plan.statement}. Nothing but the protection differs between arms: the "
+        f"massive channels of each head ({kept} on average) stay exact, or exactly as many "
+        "others of the same head, or none, with the first token's entries exact or not."
+    )
+
+
+def _pictures(result: StateQuantizationResult) -> tuple[Picture, ...]:
+    return (
+        picture(
+            "protection",
+            "What protection saves, beside equally many other channels",
+            "Fewer bits are further right. Massive channels matter where their line lies below "
+            "those of as many others.",
+            plot_protection(result),
+        ),
+    )
+
+
+def _tables(result: StateQuantizationResult) -> tuple[Table, ...]:
+    """Scores have a table where tasks were asked."""
+    scores = (scores_table(result),) if result.cells else ()
+    return (gains_table(result), arms_table(result), *scores)
 
 
 def gains_table(result: StateQuantizationResult) -> Table:

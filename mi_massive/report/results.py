@@ -15,6 +15,7 @@ from mi_massive.patch_results import (
 )
 from mi_massive.patterns import PatternsResult
 from mi_massive.protection import StateQuantizationResult
+from mi_massive.quantization_results import QuantizationResult
 from mi_massive.records import Provenance
 from mi_massive.surgery import SurgeryResult
 from mi_massive.symmetry import SymmetryResult
@@ -50,6 +51,8 @@ class ReportResults:
     """Attention of the heads that matter, shown in the same section."""
     quantization: StateQuantizationResult | None = None
     """Quantized states with channels kept exact; a report without it has no such section."""
+    quantized: QuantizationResult | None = None
+    """Quantized copies of the model, shown in the same section."""
     surgery: SurgeryResult | None = None
     """Frequencies of the rotation taken apart; a report without it has no such section."""
     twins: tuple[TwinsResult, ...] = ()
@@ -60,7 +63,7 @@ class ReportResults:
             *(self.scoreboard, self.bands, self.symmetry, self.patterns),
             *(self.disruption, self.conflict),
             *(*self.patching, *self.attributions, self.patched_patterns),
-            *(self.quantization, self.surgery),
+            *(self.quantization, self.quantized, self.surgery),
         )
         model = self.provenance.model
         for result in own:

@@ -56,9 +56,9 @@ def sections(results: ReportResults) -> list[Section]:
         )
     elif _notes("patching", results):
         made.append(_absent("patching"))
-    if results.quantization:
-        title = _TITLES["quantization"]
-        made.append(quantization_section(results.quantization, title=title))
+    if results.quantization or results.quantized:
+        both = (results.quantization, results.quantized)
+        made.append(quantization_section(*both, title=_TITLES["quantization"]))
     if results.surgery:
         made.append(surgery_section(results.surgery, title=_TITLES["surgery"]))
     made += [twins_section(twins, title=_TITLES["twins"]) for twins in results.twins]

@@ -13,6 +13,7 @@ from mi_massive.viz.layers import plot_layers
 from mi_massive.viz.patching import plot_massive_patching, plot_patching
 from mi_massive.viz.patterns import view_patched_patterns, view_patterns
 from mi_massive.viz.quantization import plot_protection
+from mi_massive.viz.quantized import plot_quantized
 from mi_massive.viz.save import find_browser, save_figure
 from mi_massive.viz.sink import plot_sink
 from mi_massive.viz.surgery import plot_position_shares, plot_surgery
@@ -34,6 +35,7 @@ __all__ = [
     "plot_patching",
     "plot_position_shares",
     "plot_protection",
+    "plot_quantized",
     "plot_sink",
     "plot_surgery",
     "plot_task_scores",

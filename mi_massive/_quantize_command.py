@@ -1,0 +1,124 @@
+"""`mi-massive quantize`: quantized copies of a model beside full precision."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mi_massive import _options as opt
+from mi_massive._disrupt_command import OWN, own_task, task_names
+from mi_massive._terminal import print_json, print_records, progress
+from mi_massive.models.wheel import DEFAULT_MODEL
+from mi_massive.quantization_schemes import METHODS, make_schemes
+from mi_massive.records import save_result
+from mi_massive.scores import EvaluationConfig
+from mi_massive.stats import Estimate
+
+_TASKS = "passkey_128_6,pairs_open_book,pairs_closed_book"
+
+
+def quantize_command(
+    model: opt.Model = DEFAULT_MODEL,
+    *,
+    method: Annotated[
+        str, typer.Option(help=f"Methods, with commas: {', '.join(METHODS)}.")
+    ] = "rtn",
+    bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 4,
+    group: Annotated[int, typer.Option(help="Inputs of a layer that share a scale.")] = 64,
+    activation_bits: Annotated[
+        int | None, typer.Option(help="8: round each token's activations too (rtn, smoothquant).")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text file, JSONL, JSON, CSV, Parquet file or data set that methods look at; "
+            "default: the second half of this package's passages."
+        ),
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 8,
+    window_length: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 256,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the calibration windows.")] = 1,
+    tasks: Annotated[
+        str,
+        typer.Option(help="Tasks asked by options, with commas; a .jsonl file is a task of yours."),
+    ] = _TASKS,
+    limit: Annotated[int, typer.Option(min=2, help="Examples of each task.")] = 24,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps finished cells; a killed run goes on from there."),
+    ] = None,
+    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    device: opt.Device = opt.DEVICE,
+    dtype: opt.Dtype = opt.DTYPE,
+    revision: opt.Revision = None,
+    trust_remote_code: opt.Trust = False,
+    save: opt.Save = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """What rounded weights cost, beside full precision: text, states, tasks (C7)."""
+    opt.require_savable(save)
+    methods = [name.strip() for name in method.split(",")]
+    if "smoothquant" in methods and activation_bits is None:
+        bits, activation_bits = 8, 8  # all that it does
+    schemes = make_schemes(
+        methods,
+        bits=bits,
+        group=group,
+        activation_bits=activation_bits,
+        seeds=range(seeds),
+        n_calibration=windows,
+        calibration_length=window_length,
+    )
+    texts = None if calibration is None else opt.read_texts(calibration, "text", "train", None)
+    names = task_names(tasks)
+    own = {name: own_task(name, limit) for name in names if name.endswith(OWN)}
+
+    from mi_massive.battery import load_tasks  # late, as all that loads transformers
+    from mi_massive.quantization import QuantizationConfig, compare_quantized
+
+    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    asked = [
+        own[name] if name in own else load_tasks(loaded, [name], limit=limit)[0] for name in names
+    ]
+    config = QuantizationConfig(
+        schemes=schemes,
+        evaluation=EvaluationConfig(readouts=("options",), batch_size=batch_size),
+    )
+    n_pieces = (1 + len(schemes)) * (1 + len(asked))
+    with progress(n_pieces, quiet=quiet, what="pieces") as advance:
+        result = compare_quantized(
+            loaded, asked, config=config, calibration=texts, cells=cells, on_progress=advance
+        )
+    damage = {scheme.name: result.damage(scheme.name) for scheme in schemes}
+    if as_json:
+        print_json(
+            {
+                "model": loaded.name,
+                "bits_per_weight": result.bits_per_weight,
+                "added_cross_entropy": {n: dataclasses.asdict(e) for n, e in damage.items()},
+                "masks": [dataclasses.asdict(change) for change in result.masks],
+                "cells": [dataclasses.asdict(cell) for cell in result.cells],
+                "methods": [dataclasses.asdict(one) for one in result.methods],
+                "provenance": dataclasses.asdict(result.provenance),
+            }
+        )
+    else:
+        changes = {(cell.arm, cell.task): cell.change for cell in result.cells}
+        rows: list[dict[str, Any]] = [
+            {
+                "scheme": name,
+                "bits a weight": f"{result.bits_per_weight[name]:.2f}",
+                "added nats": _shown(added),
+            }
+            | {task.name: _shown(changes[name, task.name]) for task in asked}
+            for name, added in damage.items()
+        ]
+        print_records(f"{loaded.name}: change from full precision", rows)
+    if save is not None:
+        save_result(result, save)
+
+
+def _shown(value: Estimate) -> str:
+    return f"{value.effect:+.2f} ({value.low:+.2f} .. {value.high:+.2f})"
