@@ -1,4 +1,4 @@
-"""Quantized copies beside full precision: measures, pairing, resumption, claims, section, command."""
+"""Quantized copies beside full precision: measures, resumption, claims, section, command."""
 
 import json
 import math
@@ -189,7 +189,7 @@ class TestResult:
         }
 
     def test_an_unknown_scheme(self, result: QuantizationResult) -> None:
-        with pytest.raises(ValueError, match="name must be one of rtn w3 g16, .*, got 'x'"):
+        with pytest.raises(ValueError, match=r"name must be one of rtn w3 g16, .*, got 'x'"):
             result.damage("x")
 
 
@@ -317,12 +317,12 @@ class TestClaims:
         for i, arm in enumerate(rows.arms, start=1):
             loss[i] += 0.3 if arm.protected == "massive" else 0.9 if arm.protected != "none" else 1
         planted = replace(rows, effects=replace(rows.effects, cross_entropy=loss))
-        found = dict(
-            (claim, (estimates, reading))
+        found = {
+            claim: (estimates, reading)
             for claim, estimates, reading in method_findings(
                 replace(result, rows=planted), observed
             )
-        )
+        }
         estimates, reading = found["C7d"]
         assert [e.effect for e in estimates] == [pytest.approx(0.6, rel=1e-4)]
         assert "save 60% at 2 bits" in reading

@@ -11,7 +11,7 @@ from mi_massive.quantization_results import QuantizationResult
 from mi_massive.quantization_schemes import QuantizationScheme
 from mi_massive.scores import INTACT, Cell, Readout
 from mi_massive.stats import Estimate
-from mi_massive.viz.arms import ends, error_bar, short
+from mi_massive.viz.arms import described, ends, error_bar, short
 from mi_massive.viz.base import BROWN, GREEN, INK, MUTED, TEAL, WINE, Spec, figure, panel_axes
 
 _COLOURS: Final = {"rtn": MUTED, "gptq": BROWN, "awq": WINE, "smoothquant": GREEN}
