@@ -30,7 +30,10 @@ from mi_massive.quantization_schemes import make_schemes
 from mi_massive.weight_protection import WeightProtectionConfig
 
 HERE = Path(__file__).parent
-TASKS = ("passkey_128_6", "pairs_open_book", "pairs_counterfactual", "pairs_closed_book")
+TASKS = (
+    *("passkey_128_6", "pairs_open_book", "pairs_counterfactual", "letters"),
+    *("letters_recall", "pairs_closed_book"),
+)
 
 
 def main() -> None:
@@ -39,15 +42,16 @@ def main() -> None:
     options.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
     options.add_argument("--tasks", nargs="*", default=list(TASKS))
     options.add_argument("--limit", type=int, default=40, help="examples of each task")
-    options.add_argument("--passkeys", type=int, default=12, help="examples of pass keys")
+    options.add_argument("--passkeys", type=int, default=16, help="examples of pass keys")
+    options.add_argument("--letters", type=int, default=24, help="examples of letters")
     options.add_argument("--bits", nargs="+", type=int, default=[4], help="of weights alone")
-    options.add_argument("--few-bits", nargs="*", type=int, default=[], help="with one seed each")
+    options.add_argument("--few-bits", nargs="*", type=int, default=[3], help="with one seed each")
     options.add_argument("--group", type=int, default=64, help="inputs that share a scale")
     options.add_argument("--seeds", type=int, default=3, help="calibration sets drawn")
     options.add_argument("--windows", type=int, default=8, help="of calibration text")
     options.add_argument("--window-length", type=int, default=256)
     options.add_argument("--row-bits", nargs="*", type=int, default=[4, 3, 2])
-    options.add_argument("--row-task-bits", nargs="*", type=int, default=[])
+    options.add_argument("--row-task-bits", nargs="*", type=int, default=[2])
     options.add_argument("--row-seeds", type=int, default=2, help="of random and same-band rows")
     options.add_argument("--row-tasks", nargs="*", default=["pairs_open_book", "pairs_closed_book"])
     options.add_argument("--device", default="cpu")
@@ -67,8 +71,9 @@ def main() -> None:
     for name in given.models:
         done = 0
         model = load_model(name, device=given.device, dtype=getattr(torch, given.dtype))
+        limits = {"passkey": given.passkeys, "letters": given.letters}
         tasks = [
-            task.first(given.passkeys if task.name.startswith("passkey") else given.limit)
+            task.first(limits.get(task.name.partition("_")[0], given.limit))
             for task in load_tasks(model, given.tasks)
         ]
         result = compare_quantized(
@@ -82,19 +87,13 @@ def main() -> None:
 def configure(given: argparse.Namespace) -> QuantizationConfig:
     """Round to nearest, GPTQ and AWQ at each number of bits; 8 bits with activations."""
     drawn = {"n_calibration": given.windows, "calibration_length": given.window_length}
-    schemes = tuple(
-        scheme
-        for bits in (*given.bits, *given.few_bits)
-        for scheme in make_schemes(
-            ("rtn", "gptq", "awq"),
-            bits=bits,
-            group=given.group,
-            seeds=range(given.seeds if bits in given.bits else 1),
-            **drawn,
-        )
-    )
     eight = {"bits": 8, "activation_bits": 8, "seeds": range(given.seeds)}
-    schemes += make_schemes(("rtn", "smoothquant"), **eight, **drawn)
+    schemes = make_schemes(("rtn", "smoothquant"), **eight, **drawn)
+    for bits in (*given.bits, *given.few_bits):
+        seeds = range(given.seeds if bits in given.bits else 1)
+        schemes += make_schemes(
+            ("rtn", "gptq", "awq"), bits=bits, group=given.group, seeds=seeds, **drawn
+        )
     rows = None
     if given.row_bits:
         rows = WeightProtectionConfig(

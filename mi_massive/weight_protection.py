@@ -43,9 +43,6 @@ from mi_massive.tasks.base import Task
 from mi_massive.weight_rows import ROW_PROJECTIONS as _ROWS
 from mi_massive.weight_rows import RoundedRows, rounded_rows, row_layers
 
-_N_STATES = 4
-"""Passages on which errors of states are measured: they differ little between passages."""
-
 Context = Callable[[], AbstractContextManager[RoundedRows]]
 
 
@@ -187,8 +184,7 @@ def run_weight_protection(
     text = partial(measure_contexts, model, neutral, contexts)
     effects = kept(cells, "rounded-rows-text", model, arguments, text)
     changed = {name: partial(_changed, model, context) for name, context in contexts.items()}
-    few = replace(neutral, input_ids=neutral.input_ids[:_N_STATES])
-    states = partial(compare_states, model, few, changed, massive=massive)
+    states = partial(compare_states, model, neutral, changed, massive=massive)
     errors = kept(cells, "rounded-rows-states", model, arguments, states)
     if on_progress is not None:
         on_progress(len(arms))
