@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mi_massive._twin_corpora import ABILITIES
+from mi_massive._twin_corpora import ABILITIES, N_VALUES
 from mi_massive.axes import PROJECTIONS, Projection
 from mi_massive.records import Provenance
 from mi_massive.small_samples import student_estimate
@@ -30,8 +30,8 @@ from mi_massive.twin_runs import (
     partner_correlation,
 )
 
-CHANCE: Final = 1 / 26
-"""Of a question of the mixture: one letter of 26."""
+CHANCE: Final = 1 / N_VALUES
+"""Of a question of the mixture: one value of 16."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -363,8 +363,8 @@ def test_corpora_that_are_missing_or_too_small_are_refused(tmp_path: Path) -> No
     config = dataclasses.replace(CONFIG, corpus=str(tmp_path / "latin.txt"))
     with pytest.raises(ValueError, match=r"corpus must be UTF-8 text, got latin.txt"):
         train_twins(config, folder=tmp_path / "cells")
-    config = dataclasses.replace(CONFIG, shape=dataclasses.replace(SHAPE, context=32))
-    with pytest.raises(ValueError, match="context must hold 10 bindings and two questions"):
+    config = dataclasses.replace(CONFIG, shape=dataclasses.replace(SHAPE, context=12))
+    with pytest.raises(ValueError, match="context must hold 8 bindings and two questions"):
         train_twins(config, folder=tmp_path / "cells")
     with pytest.raises(ValueError, match="device must be"):
         train_twins(CONFIG, folder=tmp_path / "cells", device="cuda:7")

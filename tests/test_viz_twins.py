@@ -68,6 +68,6 @@ def test_abilities_stand_at_their_disruption_with_chance_marked() -> None:
     assert (list(recall.y), list(recall.x)) == (["intact", "paper k=1"], [1.0, 0.25])
     facts = next(t for t in figure.data if t.xaxis == "x2" and t.legendgroup == "rope")
     assert list(facts.x) == [1.0, 0.75]
-    assert figure.layout.shapes[0].x0 == pytest.approx(1 / 26)
+    assert figure.layout.shapes[0].x0 == pytest.approx(1 / 16)
     with pytest.raises(ValueError, match="must be of twins trained on the mixture, got text"):
         plot_abilities(twins_result(edits=False))
