@@ -8,11 +8,12 @@ dimensions that make full turns within the context.
 Cost: about 25 minutes on two idle cores for the default (four encodings, three seeds, text);
 `--scale medium` (25 M parameters) wants a GPU with 8 GB, minutes a twin. Finished twins are kept.
 Command: python experiments/twins.py
-         python experiments/twins.py --corpus mixture --arms rope none --steps 3000
+         python experiments/twins.py --corpus mixture --context 64 --steps 500
          python experiments/twins.py --scale medium --device cuda --dtype bfloat16 --workers 1
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--corpus", default="stdlib", help="stdlib, mixture or a text file")
     options.add_argument("--steps", type=int, help="instead of the scale's")
+    options.add_argument("--context", type=int, help="tokens of a window, instead of the scale's")
     options.add_argument("--workers", type=int, help="twins that train at once")
     options.add_argument("--device", default="cpu")
     options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
@@ -44,6 +46,8 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
     shape, steps, batch_size, learning_rate = SCALES[given.scale]
+    if given.context is not None:
+        shape = replace(shape, context=given.context)
     config = TwinsConfig(
         arms=tuple(given.arms),
         n_seeds=given.seeds,

@@ -48,6 +48,11 @@ def kept(
     if folder is None:
         return compute()
     path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}-{_key(model, arguments)}.json"
+    return kept_at(path, compute)
+
+
+def kept_at(path: Path, compute: Callable[[], T]) -> T:
+    """The result in that file if it can be read, else computed and stored there."""
     if path.exists():
         try:
             return cast(T, load_result(path))

@@ -74,6 +74,7 @@ def surgery_command(
                     arm: {name: dataclasses.asdict(e) for name, e in found.items()}
                     for arm, found in effects.items()
                 },
+                "left_out": result.left_out,
                 "cells": [dataclasses.asdict(cell) for cell in result.cells],
                 "provenance": dataclasses.asdict(result.provenance),
             }
@@ -98,6 +99,8 @@ def surgery_command(
             if arm != INTACT
         ]
         print_records(f"{loaded.name}: change from the intact model", rows)
+        if result.left_out:
+            typer.echo(f"left out, as nothing is massive: {', '.join(result.left_out)}", err=True)
     if save is not None:
         save_result(result, save)
 

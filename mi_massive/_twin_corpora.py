@@ -1,8 +1,8 @@
 """What twins are trained on: text by bytes, or a mixture of recall and memorized facts.
 
-Token ids are bytes 0..255; 256 begins every window, so that attention has a first token to sink
-into. A window is drawn by its seed alone: all twins of a seed see the same windows, a resumed run
-the same as an uninterrupted one.
+Token ids of text are bytes 0..255; 256 begins every window, so that attention has a first token to
+sink into. A window is drawn by its seed alone: all twins of a seed see the same windows, a resumed
+run the same as an uninterrupted one.
 """
 
 import hashlib
@@ -24,13 +24,18 @@ ABILITIES: Final = ("recall", "facts")
 
 _MAX_BYTES: Final = 1 << 24
 _STRIDE: Final = 1_000_003
-_QUERY: Final = ord("?")
-_SEPARATOR: Final = ord(";")
-_VALUES: Final = torch.arange(ord("a"), ord("z") + 1)
-_SYMBOLS: Final = 64
-_NAMES: Final = 128  # first symbol of the names, which are bound anew in each window
-_SUBJECTS: Final = 192  # first symbol of the subjects of the facts
-_N_FACTS: Final = 256
+_N_NAMES: Final = 8
+N_VALUES: Final = 16
+"""Answers that a question of the mixture can have."""
+_N_SYMBOLS: Final = 12
+_N_FACTS: Final = _N_SYMBOLS**2
+# Token ids of the mixture: bindings (a name and its value in one token), names asked for, first and
+# second symbols of questions, values, and what fills the rest of a window.
+_NAMES: Final = _N_NAMES * N_VALUES
+_FIRST: Final = _NAMES + _N_NAMES
+_SECOND: Final = _FIRST + _N_SYMBOLS
+_VALUES: Final = _SECOND + _N_SYMBOLS
+_REST: Final = _VALUES + N_VALUES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,48 +73,46 @@ class TextCorpus:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MixtureCorpus:
-    """Bindings of names to letters, then questions about them and about fixed facts, mixed.
+    """Bindings of names to values, then questions about them and about fixed facts, mixed.
 
-    A window holds `n_bindings` triples of a name of two symbols and its letter, drawn anew, and
-    then questions `? symbol symbol letter`: half ask a bound name (recall), half one of 256
-    subjects whose letters never change (facts). Questions look alike; only the answers, half from
-    the window and half from the weights, are scored.
+    A window begins with a binding of each of 8 names, one token that says both name and value;
+    names stand in random order, values are drawn anew. Questions follow, each of two symbols and
+    its answer. Half ask a name (recall): the first symbol says nothing, the second is the name.
+    Half ask one of 144 pairs of symbols whose value never changes (facts), so that the answer needs
+    the symbol before as well, and both abilities attention. Answers alone are scored.
+
+    Differs: associative recall is mostly asked with a key and a value in two tokens, which needs a
+    head for the token before; twins of two layers do not form it in minutes.
     """
 
     name: str
     digest: str
-    subjects: Int[Tensor, "fact 2"] = field(repr=False)
-    letters: Int[Tensor, "fact"] = field(repr=False)
-    n_bindings: int = 10
+    values: Int[Tensor, "fact"] = field(repr=False)
+    """Value of each pair of symbols, first symbol major."""
 
     def draw(self, n: int, *, context: int, seed: int, held_out: bool = False) -> Windows:
         """Windows with new bindings; those held out differ by their seed."""
         generator = torch.Generator().manual_seed(seed)
-        begun = 2 + 3 * self.n_bindings
-        n_questions = (context - begun) // 4
+        begun = 1 + _N_NAMES
+        n_questions = (context - begun) // 3
         if n_questions < 2:
             raise ValueError(
-                f"context must hold {self.n_bindings} bindings and two questions of the mixture, "
-                f"{begun + 8} tokens, got {context}; train with a larger context"
+                f"context must hold {_N_NAMES} bindings and two questions of the mixture, "
+                f"{begun + 6} tokens, got {context}; train with a larger context"
             )
-        # Second symbols differ within a window, so that every question has one answer.
-        order = torch.rand(n, _SYMBOLS, generator=generator).argsort(dim=1)
-        second = _NAMES + order[:, : self.n_bindings]
-        first = _NAMES + torch.randint(_SYMBOLS, second.shape, generator=generator)
-        bound = _VALUES[torch.randint(len(_VALUES), second.shape, generator=generator)]
-        bindings = torch.stack([first, second, bound], dim=2)
-        which = torch.randint(self.n_bindings, (n, n_questions), generator=generator)
-        recalled = bindings.gather(1, which[..., None].expand(-1, -1, 3))
+        names = torch.rand(n, _N_NAMES, generator=generator).argsort(dim=1)
+        bound = torch.randint(N_VALUES, (n, _N_NAMES), generator=generator)
+        which = torch.randint(_N_NAMES, (n, n_questions), generator=generator)
         fact = torch.randint(_N_FACTS, (n, n_questions), generator=generator)
-        known = torch.cat([self.subjects[fact], self.letters[fact][..., None]], dim=2)
         recalls = torch.rand(n, n_questions, generator=generator) < 0.5
-        asked = torch.where(recalls[..., None], recalled, known)
-        questions = torch.cat([torch.full_like(asked[..., :1], _QUERY), asked], dim=2)
-        ids = torch.full((n, context), _SEPARATOR)
+        second = torch.where(recalls, _NAMES + names.gather(1, which), _SECOND + fact % _N_SYMBOLS)
+        answer = _VALUES + torch.where(recalls, bound.gather(1, which), self.values[fact])
+        questions = torch.stack([_FIRST + fact // _N_SYMBOLS, second, answer], dim=2)
+        ids = torch.full((n, context), _REST)
         ids[:, 0] = BEGIN
-        ids[:, 1 : begun - 1] = bindings.flatten(1)
-        ids[:, begun : begun + 4 * n_questions] = questions.flatten(1)
-        answers = begun + 3 + 4 * torch.arange(n_questions)
+        ids[:, 1:begun] = names * N_VALUES + bound
+        ids[:, begun : begun + 3 * n_questions] = questions.flatten(1)
+        answers = begun + 2 + 3 * torch.arange(n_questions)
         marks = {kind: torch.zeros_like(ids, dtype=torch.bool) for kind in ABILITIES}
         marks["recall"][:, answers] = recalls
         marks["facts"][:, answers] = ~recalls
@@ -134,13 +137,10 @@ def load_corpus(source: Literal["stdlib", "mixture"] | Path, *, context: int) ->
     if source == "mixture":
         # The facts are the same for every seed: what differs between seeds is the training.
         generator = torch.Generator().manual_seed(0)
-        pairs = torch.randperm(_SYMBOLS**2, generator=generator)[:_N_FACTS]
-        subjects = _SUBJECTS + torch.stack([pairs // _SYMBOLS, pairs % _SYMBOLS], dim=1)
-        letters = _VALUES[torch.randint(len(_VALUES), (_N_FACTS,), generator=generator)]
-        table = torch.cat([subjects, letters[:, None]], dim=1)
-        drawn = cast("list[int]", table.flatten().tolist())
-        digest = hashlib.sha256(bytes(drawn)).hexdigest()
-        return MixtureCorpus(name="mixture", digest=digest, subjects=subjects, letters=letters)
+        values = torch.randint(N_VALUES, (_N_FACTS,), generator=generator)
+        drawn = cast("list[int]", values.tolist())
+        digest = hashlib.sha256(bytes([_N_NAMES, N_VALUES, _N_SYMBOLS, *drawn])).hexdigest()
+        return MixtureCorpus(name="mixture", digest=digest, values=values)
     if source == "stdlib":
         files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
         content, name = b"".join(file.read_bytes() for file in files), "stdlib"

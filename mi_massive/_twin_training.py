@@ -16,25 +16,22 @@ from torch import Tensor
 
 from mi_massive._head_statistics import max_over_mean
 from mi_massive._twin_corpora import ABILITIES, Corpus, Windows, held_out_seed, training_seed
+from mi_massive.arms import make_arms
 from mi_massive.attention_effects import measure_effects
 from mi_massive.axes import PROJECTIONS
 from mi_massive.capture import capture_norms
-from mi_massive.interventions import disrupt
+from mi_massive.interventions import Intervention, disrupt
 from mi_massive.models.base import HookedModel
 from mi_massive.models.twins import build_twin, hold_twin
-from mi_massive.presets import preset
 from mi_massive.prompts import TokenizedPrompts
 from mi_massive.records import load_tensors, save_tensors, write_atomically
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twin_runs import TwinRun, TwinsConfig
 
-EDITS: Final = {
-    f"{name} k={k}" + (f" seed={seed}" if name == "random" else ""): preset(name, k=k, seed=seed)
-    for k in (1, 2, 4)
-    for name, n_seeds in (("paper", 1), ("sink_preserving", 1), ("smallest", 1), ("random", 3))
-    for seed in range(n_seeds)
-}
-"""Disruptions of a twin that was trained on the mixture."""
+EDITED: Final = ("paper", "sink_preserving", "norm_matched", "smallest", "random", "same_band")
+"""Presets that disrupt a twin which was trained on the mixture."""
+N_DRAWS: Final = 5
+"""Seeds of those that draw their dimensions."""
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 
@@ -165,10 +162,11 @@ class _Training:
         if failure is not None or not self.windows.asked:
             return (), torch.zeros(0, len(ABILITIES), 2)
         rows = [_scores(self.held, self.windows, self.device)]
-        for edit in EDITS.values():
+        edits = disruptions(self.arm, d_head=self.config.shape.d_head)
+        for edit in edits.values():
             with disrupt(self.held, edit):
                 rows.append(_scores(self.held, self.windows, self.device))
-        return ("intact", *EDITS), torch.stack(rows)
+        return ("intact", *edits), torch.stack(rows)
 
     def _result(self, failure: str | None) -> TwinRun:
         layer = self.held.geometry.layers[0]
@@ -239,6 +237,13 @@ class _Training:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.curves = parts["curves"]
         return step
+
+
+def disruptions(arm: str, *, d_head: int) -> dict[str, Intervention]:
+    """What a twin trained on the mixture undergoes; `same_band` in arms with frequencies alone."""
+    presets = [name for name in EDITED if TWIN_ARMS[arm].rotates or name != "same_band"]
+    ks = [k for k in (1, 2, 4, 8) if 2 * k <= d_head]
+    return {each.name: each.intervention for each in make_arms(presets, ks=ks, n_seeds=N_DRAWS)}
 
 
 def learning_rate(config: TwinsConfig, step: int) -> float:

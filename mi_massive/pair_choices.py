@@ -111,11 +111,7 @@ def chosen_pairs(
     for index, layer in enumerate(geometry.layers):
         if layer.rotary is None:
             continue
-        inside = torch.ones(layer.rotary.n_pairs, dtype=torch.bool)
-        if choice.bands is not None:
-            band = bands_of_pairs(layer.rotary.n_pairs, choice.n_bands)
-            inside = torch.isin(band, torch.tensor(choice.bands))
-        inside = inside.expand(layer.n_key_value_heads, -1)
+        inside = _in_bands(choice, layer.rotary.n_pairs).expand(layer.n_key_value_heads, -1)
         if norms is None or not choice.needs_norms:
             found[layer.block] = inside
             continue
@@ -127,6 +123,16 @@ def chosen_pairs(
             "choose other bands or a lower ratio"
         )
     return found
+
+
+def holds_massive(geometry: ModelGeometry, choice: PairChoice, *, norms: AttentionNorms) -> bool:
+    """True if a pair in the bands of a choice is massive in any head, whatever it takes of them."""
+    return any(
+        bool((massive_pairs(norms, index, ratio=choice.ratio) & _in_bands(choice, n)).any())
+        for index, layer in enumerate(geometry.layers)
+        if layer.rotary is not None
+        for n in [layer.rotary.n_pairs]
+    )
 
 
 def massive_pairs(
@@ -170,6 +176,12 @@ def _dimensions(layer: LayerGeometry, pairs: Tensor | None) -> Bool[Tensor, "kv_
     if pairs is not None and layer.rotary is not None:
         mask[:, layer.rotary.pair_dims] = pairs[..., None].expand(*pairs.shape, 2)
     return mask
+
+
+def _in_bands(choice: PairChoice, n_pairs: int) -> Bool[Tensor, "pair"]:
+    if choice.bands is None:
+        return torch.ones(n_pairs, dtype=torch.bool)
+    return torch.isin(bands_of_pairs(n_pairs, choice.n_bands), torch.tensor(choice.bands))
 
 
 def _among(

@@ -34,7 +34,7 @@ from mi_massive.rotation_norms import RotationNorms, rotation_norms
 from mi_massive.scores import INTACT, Cell, EvaluationConfig, Readout, TaskResult, cells_of
 from mi_massive.share_capture import capture_position_shares
 from mi_massive.stats import Estimate
-from mi_massive.surgery_plans import SurgeryArm
+from mi_massive.surgery_plans import SurgeryArm, possible_arms
 from mi_massive.tasks.base import Task
 
 
@@ -87,6 +87,8 @@ class SurgeryResult:
     """Massive dimensions of q, k and v before and after the rotation, on all default passages."""
     config: SurgeryConfig
     provenance: Provenance
+    left_out: tuple[str, ...] = ()
+    """Arms on massive pairs, or on as many others, of a model in which nothing is massive there."""
 
     def cell(self, arm: str, task: str, readout: Readout) -> Cell:
         """The score of an arm on a task in one read-out.
@@ -135,7 +137,7 @@ def run_surgery(
 
     Args:
         model: From `load_model`; at least one layer must rotate.
-        arms: From `surgery_arms`.
+        arms: From `surgery_arms`; what has no massive pair to treat is named in `left_out`.
         tasks: From `load_tasks`.
         config: Read-outs, batches, neutral text, bands and window of the position shares.
         cells: Folder for every finished piece; a later run with the same arguments takes them from
@@ -164,6 +166,8 @@ def run_surgery(
     norms = kept(
         cells, "norms", model, {"p": passages.digest}, partial(capture_norms, model, passages)
     )
+    arms = possible_arms(model, arms, norms)
+    require_not_empty("arms", arms, remedy="nothing is massive here: take others of surgery_arms")
     contexts = {arm.name: arm.context(model, norms) for arm in arms}
     intact: list[TaskResult] = []
     by_arm: dict[str, list[TaskResult]] = {arm.name: [] for arm in arms}
@@ -201,6 +205,7 @@ def run_surgery(
         norms=rotation_norms(norms),
         config=config,
         provenance=replace(effects.provenance, seed=config.seed),
+        left_out=tuple(name for name in names if name not in contexts),
     )
 
 

@@ -1,6 +1,6 @@
 """Conditions of the surgery experiment: a changed rotation, or edited pairs, under a name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +11,7 @@ from mi_massive.interventions import Edits, Intervention, Selection, Value, Wher
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms, Stage
 from mi_massive.operation import Operation, Surgery, operate
-from mi_massive.pair_choices import PairChoice, chosen_pairs, dimension_masks
+from mi_massive.pair_choices import PairChoice, chosen_pairs, dimension_masks, holds_massive
 
 Kind = Literal["removed", "disrupted", "content removed", "other"]
 """How an arm treats one band: not rotated (its content stays, its position goes), replaced by its
@@ -84,6 +84,18 @@ class SurgeryArm:
         pairs = chosen_pairs(model.geometry, self.edit.pairs, norms=norms)
         masks = dimension_masks(model.geometry, pairs)
         return partial(disrupt, model, self.edit.intervention, masks=masks)
+
+
+def possible_arms(
+    model: HookedModel, arms: Sequence[SurgeryArm], norms: AttentionNorms
+) -> tuple[SurgeryArm, ...]:
+    """The arms without those that treat massive pairs, or as many others, where none is massive."""
+    return tuple(
+        arm
+        for arm in arms
+        if arm.pairs.among not in ("massive", "random")
+        or holds_massive(model.geometry, arm.pairs, norms=norms)
+    )
 
 
 def surgery_arms(

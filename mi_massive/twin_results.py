@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mi_massive._twin_corpora import ABILITIES
+from mi_massive._twin_corpora import ABILITIES, N_VALUES
 from mi_massive.axes import PROJECTIONS, Projection
 from mi_massive.records import Provenance
 from mi_massive.small_samples import student_estimate
@@ -23,15 +23,17 @@ from mi_massive.twin_runs import (
     TwinsConfig,
     at_loss,
     concentration_of,
+    conditions_of,
     curve_of,
     halfway,
     lowest_loss,
     norms_of,
     partner_correlation,
+    score_under,
 )
 
-CHANCE: Final = 1 / 26
-"""Of a question of the mixture: one letter of 26."""
+CHANCE: Final = 1 / N_VALUES
+"""Of a question of the mixture: one value of 16."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -190,19 +192,57 @@ class TwinsResult:
     def _over_seeds(self, arm: str, value: Callable[[TwinRun], float]) -> Estimate:
         return student_estimate(np.array([value(run) for run in self.of(arm)]), n_of="seeds")
 
-    def ability(self, arm: str, edit: str, ability: str, measure: int = 0) -> Estimate:
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Disruptions of trained twins, `intact` first; an arm may lack some of them."""
+        return tuple(dict.fromkeys(name for run in self.runs for name in conditions_of(run)))
+
+    def ability(self, arm: str, condition: str, ability: str, measure: int = 0) -> Estimate:
         """A trained twin's score under a disruption; NaN for a corpus of text.
 
         Args:
             arm: Name of the arm.
-            edit: Name of the disruption, or `intact`.
+            condition: One of `conditions`; of disruptions that draw their dimensions, the mean over
+                the draws.
             ability: `recall` or `facts`.
             measure: 0 for the share of right answers, 1 for the mean log-probability in nats.
         """
-        column = ABILITIES.index(ability)
+        return self._over_seeds(arm, lambda run: score_under(run, condition, ability, measure))
+
+    def lost(self, arm: str, condition: str, ability: str, measure: int = 0) -> Estimate:
+        """What a disruption takes from an ability: intact minus disrupted, twin by twin."""
+        return student_estimate(
+            np.array([_lost(run, condition, ability, measure) for run in self.of(arm)]),
+            n_of="seeds",
+            null=0.0,
+        )
+
+    def selectivity(
+        self, arm: str, condition: str, *, against: str | None = None, measure: int = 0
+    ) -> Estimate:
+        """How much more recall loses than facts under a disruption, twin by twin.
+
+            (recall lost - facts lost)(condition) - (recall lost - facts lost)(against)
+
+        Args:
+            arm: Name of the arm.
+            condition: One of `conditions`.
+            against: A control at the same number of dimensions; None subtracts nothing.
+            measure: As for `ability`.
+        """
         values = [
-            float(run.edited[run.edits.index(edit), column, measure]) if edit in run.edits
-            else math.nan
+            _selectivity(run, condition, measure)
+            - (0.0 if against is None else _selectivity(run, against, measure))
             for run in self.of(arm)
-        ]  # fmt: skip
-        return student_estimate(np.array(values), n_of="seeds")
+        ]
+        return student_estimate(np.array(values), n_of="seeds", null=0.0)
+
+
+def _lost(run: TwinRun, condition: str, ability: str, measure: int) -> float:
+    before, after = (score_under(run, name, ability, measure) for name in ("intact", condition))
+    return before - after
+
+
+def _selectivity(run: TwinRun, condition: str, measure: int) -> float:
+    recall, facts = (_lost(run, condition, ability, measure) for ability in ABILITIES)
+    return recall - facts

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mi_massive._checks import require_in_range, require_positive
 from mi_massive._head_statistics import max_over_mean
+from mi_massive._twin_corpora import ABILITIES
 from mi_massive.axes import Projection
 from mi_massive.twin_arms import TWIN_ARMS, TwinShape
 
@@ -109,6 +110,24 @@ def curve_of(run: TwinRun, what: str) -> Float[np.ndarray, "step"]:
     if what not in projections:
         raise ValueError(f"what must be q, k, v or sink, got {what!r}")
     return np.log(concentration_of(run, projections[what]))
+
+
+def conditions_of(run: TwinRun) -> tuple[str, ...]:
+    """Disruptions of the trained twin, the draws of one together: `random k=4` for all seeds."""
+    return tuple(dict.fromkeys(_condition(edit) for edit in run.edits))
+
+
+def score_under(run: TwinRun, condition: str, ability: str, measure: int) -> float:
+    """Score of the trained twin under a disruption, mean over its draws; NaN where it had none."""
+    if ability not in ABILITIES:
+        raise ValueError(f"ability must be one of {', '.join(ABILITIES)}, got {ability!r}")
+    rows = [row for row, edit in enumerate(run.edits) if _condition(edit) == condition]
+    column = ABILITIES.index(ability)
+    return float(run.edited[rows, column, measure].mean()) if rows else math.nan
+
+
+def _condition(edit: str) -> str:
+    return edit.partition(" seed=")[0]
 
 
 def lowest_loss(run: TwinRun) -> float:

@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 
 import torch
 
+from mi_massive._cells import kept_at
 from mi_massive._checks import require_in_range
 from mi_massive._twin_corpora import Corpus, load_corpus
 from mi_massive._twin_training import CHECKPOINT, TwinProgress, train_twin
@@ -30,10 +31,8 @@ from mi_massive.models.twins import build_twin, hold_twin
 from mi_massive.records import (
     Provenance,
     command_line,
-    load_result,
     load_tensors,
     package_versions,
-    save_result,
 )
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twin_results import TwinsResult
@@ -89,9 +88,10 @@ def train_twins(
             on_progress(progress)
 
     def train(arm: str, seed: int) -> None:
-        trained[arm, seed] = _kept_run(
-            config, arm, seed, corpus, folder=Path(folder), device=place, dtype=dtype, report=report
-        )
+        own = _run_folder(Path(folder), config, arm, seed, corpus, dtype)
+        run = partial(train_twin, config, arm, seed, corpus, folder=own, on_progress=report)
+        # A damaged file is computed again from the checkpoint, which still has the curves.
+        trained[arm, seed] = kept_at(own / _RUN, partial(run, device=place, dtype=dtype))
 
     with _threads(n_workers, place) as pool:
         futures = [pool.submit(train, arm, seed) for arm, seed in wanted]
@@ -112,7 +112,13 @@ def train_twins(
 
 
 def load_twin(
-    config: TwinsConfig, arm: str, seed: int, *, folder: str | Path, device: str = "cpu"
+    config: TwinsConfig,
+    arm: str,
+    seed: int,
+    *,
+    folder: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> HookedModel:
     """A twin as its last checkpoint left it, for every analysis of this package.
 
@@ -122,6 +128,7 @@ def load_twin(
         seed: Its seed.
         folder: The folder that `train_twins` was given.
         device: Where to run it.
+        dtype: The type that `train_twins` was given; the twin itself is held in float32.
 
     Raises:
         ValueError: If the arm or seed is none of the config's.
@@ -133,7 +140,7 @@ def load_twin(
             f"{config.n_seeds - 1}), got {arm!r} and {seed}"
         )
     corpus = _corpus(config)
-    place = _run_folder(Path(folder), config, arm, seed, corpus, torch.float32)
+    place = _run_folder(Path(folder), config, arm, seed, corpus, dtype)
     tensors = load_tensors(place / CHECKPOINT)
     model = build_twin(TWIN_ARMS[arm], config.shape, seed=seed)
     model.load_state_dict(
@@ -164,31 +171,6 @@ def _threads(n_workers: int, device: torch.device) -> Generator[ThreadPoolExecut
             yield pool
         finally:
             torch.set_num_threads(before)
-
-
-def _kept_run(
-    config: TwinsConfig,
-    arm: str,
-    seed: int,
-    corpus: Corpus,
-    *,
-    folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Callable[[TwinProgress], None],
-) -> TwinRun:
-    """The finished run from the folder, or trained and stored there."""
-    place = _run_folder(folder, config, arm, seed, corpus, dtype)
-    if (place / _RUN).exists():
-        try:
-            return cast(TwinRun, load_result(place / _RUN))
-        except (ValueError, FileNotFoundError):  # cut short: the checkpoint still has the curves
-            (place / _RUN).unlink()
-    run = train_twin(
-        config, arm, seed, corpus, folder=place, device=device, dtype=dtype, on_progress=report
-    )
-    save_result(run, place / _RUN)
-    return run
 
 
 def _run_folder(

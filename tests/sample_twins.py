@@ -14,7 +14,14 @@ from mi_massive.twin_runs import TwinRun, TwinsConfig
 SHAPE = TwinShape(n_layers=2, n_heads=2, d_head=8, context=64)
 CONFIG = TwinsConfig(arms=("rope", "none"), n_seeds=3, shape=SHAPE, n_steps=80, n_measured=3)
 STEPS = CONFIG.steps  # 0, 20, 40, 80
-EDITS = ("intact", "paper k=1")
+EDITS = ("intact", "paper k=1", "random k=1 seed=0", "random k=1 seed=1")
+# Share of right answers and log-probability of recall, then of facts, under each.
+EDITED = [
+    [[1.0, -0.1], [1.0, -0.2]],
+    [[0.25, -3.0], [0.75, -1.0]],
+    [[0.75, -0.5], [1.0, -0.25]],
+    [[0.5, -0.7], [0.75, -0.35]],
+]
 
 
 def norms(ratios: list[float]) -> Tensor:
@@ -44,7 +51,7 @@ def twin_run(arm: str = "rope", seed: int = 0, **changes: Any) -> TwinRun:
         "wavelengths": torch.cat([wave, wave]) if rotates else torch.full((8,), math.inf),
         "partners": torch.tensor([4, 5, 6, 7, 0, 1, 2, 3]),
         "edits": EDITS,
-        "edited": torch.tensor([[[1.0, -0.1], [1.0, -0.2]], [[0.25, -3.0], [0.75, -1.0]]]),
+        "edited": torch.tensor(EDITED),
         "failure": None,
     }
     return TwinRun(**{**fields, **changes})

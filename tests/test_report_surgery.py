@@ -1,5 +1,6 @@
 """The section on frequency surgery says what the record holds."""
 
+import dataclasses
 from pathlib import Path
 
 from mi_massive import SurgeryResult, load_result
@@ -32,6 +33,13 @@ def test_arms_distances_and_norms_stand_in_tables() -> None:
     change = result.cell("band 0 removed", "passkey_128_6", "options").change
     assert by_arm["band 0 removed"][4].startswith(f"{number(change.effect)} [")
     assert len(distances.rows) == len(result.distances)
+
+
+def test_arms_that_were_left_out_are_named() -> None:
+    result = dataclasses.replace(record(), left_out=("massive removed",))
+    section = surgery_section(result, title="t")
+    assert "Nothing is massive where these would act: massive removed." in section.question
+    assert "Nothing is massive" not in surgery_section(record(), title="t").question
 
 
 def test_the_page_has_the_section_and_the_table_of_cells() -> None:

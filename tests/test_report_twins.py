@@ -15,7 +15,8 @@ def test_text_twins_have_curves_and_contrasts_and_no_abilities() -> None:
     arms, contrasts = section.tables
     assert [row[0] for row in arms.rows] == ["RoPE, theta 1e4", "no position encoding"]
     assert arms.rows[0][1] == "1 [1, 1]"  # the loss
-    assert arms.rows[1][7] == "undefined undefined"  # nothing turns
+    assert arms.rows[0][8] == "1.12 [1.12, 1.12]"  # the sink comes after k
+    assert arms.rows[1][9] == "undefined undefined"  # nothing turns
     assert contrasts.rows[0][:3] == ("RoPE, theta 1e4", "no position encoding", "2.00 [2.00, 2.00]")
     assert "3 seeds" in section.question
 
@@ -23,7 +24,16 @@ def test_text_twins_have_curves_and_contrasts_and_no_abilities() -> None:
 def test_twins_of_the_mixture_show_what_disruptions_cost() -> None:
     section = twins_section(twins_result(), title="t")
     assert [p.id for p in section.pictures] == ["emergence", "abilities"]
-    rows = section.tables[2].rows
+    losses = section.tables[2].rows
+    assert [row[1] for row in losses] == ["paper k=1", "random k=1"] * 2
+    assert losses[0][2:5] == (
+        "0.750 [0.750, 0.750]",
+        "0.250 [0.250, 0.250]",
+        "0.500 [0.500, 0.500]",
+    )
+    assert losses[0][6] == "0.250 [0.250, 0.250]"  # beyond as many random dimensions
+    assert losses[1][6] == ""  # random is not compared with itself
+    rows = section.tables[3].rows
     assert rows[1][:4] == (
         "RoPE, theta 1e4",
         "paper k=1",

@@ -188,6 +188,26 @@ class TestResult:
         assert effects["attention_kl"].effect == pytest.approx(0.0, abs=1e-5)
         assert result.effects.of("no rotation")["attention_kl"].effect > 1e-3
 
+    def test_arms_without_a_massive_pair_are_left_out_and_named(
+        self, tasks: list[Task], tmp_path: Path
+    ) -> None:
+        flat = load_model(save_model(llama("flat", max_position_embeddings=1024).build(), tmp_path))
+        by_name = {arm.name: arm for arm in surgery_arms(n_bands=4, n_seeds=1)}
+        ran = ["shift", "slower half removed, massive kept"]
+        idle = ["massive removed", "random removed seed=0"]
+        chosen = [by_name[name] for name in (*idle, *ran)]
+        finished: list[int] = []
+        found = run_surgery(flat, chosen, tasks[1:], config=QUICK, on_progress=finished.append)
+        assert found.left_out == tuple(idle)
+        assert [arm.name for arm in found.arms] == ran
+        assert {cell.arm for cell in found.cells} == {"intact", *ran}
+        assert sum(finished) == 2
+        with pytest.raises(ValueError, match="arms must not be empty; nothing is massive here"):
+            run_surgery(flat, chosen[:2], tasks[1:], config=QUICK)
+
+    def test_nothing_is_left_out_where_something_is_massive(self, result: SurgeryResult) -> None:
+        assert result.left_out == ()
+
     def test_neutral_text_is_measured_inside_each_context(
         self, model: HookedModel, result: SurgeryResult
     ) -> None:

@@ -133,6 +133,42 @@ def test_abilities_are_read_by_name() -> None:
     assert math.isnan(result.ability("rope", "paper k=9", "facts").effect)
 
 
+def test_draws_of_one_disruption_are_averaged_within_a_twin() -> None:
+    result = twins_result()
+    assert result.conditions == ("intact", "paper k=1", "random k=1")
+    assert result.ability("rope", "random k=1", "recall").effect == 0.625
+    assert result.lost("rope", "random k=1", "facts").effect == 0.125
+    assert result.lost("rope", "random k=1", "recall").n == 3  # twins, not draws
+    with pytest.raises(ValueError, match="ability must be one of recall, facts, got 'sums'"):
+        result.ability("rope", "intact", "sums")
+
+
+def test_selectivity_is_the_loss_of_recall_beyond_facts_and_beyond_a_control() -> None:
+    """paper: .75 of recall and .25 of facts; random: .375 and .125. In nats 2.9, .8; .5, .1."""
+    result = twins_result()
+    assert result.selectivity("rope", "paper k=1").effect == pytest.approx(0.5)
+    assert result.selectivity("rope", "random k=1").effect == pytest.approx(0.25)
+    beyond = result.selectivity("rope", "paper k=1", against="random k=1")
+    assert beyond.effect == pytest.approx(0.25)
+    nats = result.selectivity("rope", "paper k=1", against="random k=1", measure=1)
+    assert nats.effect == pytest.approx(2.1 - 0.4)
+    assert math.isnan(result.selectivity("rope", "same_band k=1").effect)
+
+
+def test_selectivity_is_tested_over_twins() -> None:
+    hurt = [
+        twin_run(seed=s, edited=twin_run().edited + torch.tensor([0, d, 0, 0])[:, None, None] * one)
+        for one in [torch.tensor([[1.0, 0.0], [0.0, 0.0]])]  # the share of recall alone
+        for s, d in enumerate((-0.1, 0.0, 0.1))
+    ]
+    result = with_runs(rope=hurt, none=[twin_run("none", seed) for seed in range(3)])
+    found = result.selectivity("rope", "paper k=1")
+    reach = 4.302653 * 0.1 / math.sqrt(3)
+    assert (found.effect, found.low) == (pytest.approx(0.5), pytest.approx(0.5 - reach, abs=1e-4))
+    assert found.null == 0
+    assert found.p_value == pytest.approx(0.0131, abs=1e-3)
+
+
 def test_an_unknown_arm_is_refused() -> None:
     with pytest.raises(ValueError, match="arm must be one of rope, none, got 'alibi'"):
         twins_result().of("alibi")

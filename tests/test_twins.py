@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mi_massive import _twin_training
-from mi_massive._twin_corpora import load_corpus
+from mi_massive import _twin_corpora, _twin_training
+from mi_massive._twin_corpora import ABILITIES, N_VALUES, load_corpus
 from mi_massive.capture import capture_norms
 from mi_massive.interventions import disrupt
 from mi_massive.models import UnsupportedModelError
@@ -320,6 +320,68 @@ def test_a_trained_twin_is_loaded_with_its_last_weights(tmp_path: Path) -> None:
         load_twin(CONFIG, "alibi", 0, folder=tmp_path)
 
 
+def test_a_twin_trained_in_bfloat16_is_found_by_its_type(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, arms=("rope",), n_steps=2, n_measured=2)
+    train_twins(config, folder=tmp_path, dtype=torch.bfloat16)
+    held = load_twin(config, "rope", 0, folder=tmp_path, dtype=torch.bfloat16)
+    assert held.dtype == torch.float32
+    with pytest.raises(FileNotFoundError):
+        load_twin(config, "rope", 0, folder=tmp_path)
+
+
+def test_disruptions_fit_the_head_and_the_encoding(tmp_path: Path) -> None:
+    """Twins with frequencies have one more control; a head of 16 has no more than 8 to give."""
+    result = train_twins(CONFIG, folder=tmp_path)
+    rope, none = (result.of(arm)[0].edits for arm in CONFIG.arms)
+    presets = ("paper", "sink_preserving", "norm_matched", "smallest", "random", "same_band")
+    assert result.conditions == ("intact", *(f"{p} k={k}" for p in presets for k in (1, 2, 4, 8)))
+    assert set(rope) - set(none) == {
+        f"same_band k={k} seed={seed}" for k in (1, 2, 4, 8) for seed in range(5)
+    }
+    assert set(none) <= set(rope)
+    narrow = _twin_training.disruptions("rope", d_head=8)
+    assert {name.split()[1] for name in narrow} == {"k=1", "k=2", "k=4"}
+
+
+# --- the mixture
+
+
+def test_recall_is_answered_by_the_window_alone_and_facts_are_always_the_same() -> None:
+    windows = load_corpus("mixture", context=64).draw(200, context=64, seed=5)
+    known: dict[tuple[int, int], int] = {}
+    other_values: dict[int, set[int]] = {}
+    for ids, recall, facts in zip(
+        windows.ids.tolist(), *(windows.asked[a] for a in ABILITIES), strict=True
+    ):
+        bound = {token // N_VALUES: token % N_VALUES for token in ids[1:9]}
+        assert sorted(bound) == list(range(8))  # every name once
+        for at in recall.nonzero().flatten().tolist():
+            name, answer = ids[at - 1] - 8 * N_VALUES, ids[at]
+            assert answer - _twin_corpora._VALUES == bound[name]
+            other_values.setdefault(name, set()).add(answer)
+        for at in facts.nonzero().flatten().tolist():
+            pair = (ids[at - 2], ids[at - 1])
+            assert known.setdefault(pair, ids[at]) == ids[at]
+    assert all(len(values) == N_VALUES for values in other_values.values())  # nothing to memorize
+    assert len(known) == 144
+    for place in (0, 1):  # one symbol of a fact does not decide its value
+        by_symbol: dict[int, set[int]] = {}
+        for pair, value in known.items():
+            by_symbol.setdefault(pair[place], set()).add(value)
+        assert min(len(values) for values in by_symbol.values()) > 3
+
+
+def test_both_kinds_of_questions_begin_alike_and_answers_alone_are_scored() -> None:
+    windows = load_corpus("mixture", context=64).draw(100, context=64, seed=6)
+    asked = {ability: windows.asked[ability] for ability in ABILITIES}
+    assert torch.equal(windows.scored, asked["recall"] | asked["facts"])
+    assert windows.scored.sum(dim=1).tolist() == [18] * 100
+    first = [set(windows.ids[:, :-2][marks[:, 2:]].tolist()) for marks in asked.values()]
+    assert first[0] == first[1]
+    share = float(asked["recall"].sum() / windows.scored.sum())
+    assert 0.45 < share < 0.55
+
+
 def test_results_survive_saving(tmp_path: Path) -> None:
     result = train_twins(CONFIG, folder=tmp_path / "cells")
     again = load_result(save_result(result, tmp_path / "twins.json"))
@@ -363,8 +425,8 @@ def test_corpora_that_are_missing_or_too_small_are_refused(tmp_path: Path) -> No
     config = dataclasses.replace(CONFIG, corpus=str(tmp_path / "latin.txt"))
     with pytest.raises(ValueError, match=r"corpus must be UTF-8 text, got latin.txt"):
         train_twins(config, folder=tmp_path / "cells")
-    config = dataclasses.replace(CONFIG, shape=dataclasses.replace(SHAPE, context=32))
-    with pytest.raises(ValueError, match="context must hold 10 bindings and two questions"):
+    config = dataclasses.replace(CONFIG, shape=dataclasses.replace(SHAPE, context=12))
+    with pytest.raises(ValueError, match="context must hold 8 bindings and two questions"):
         train_twins(config, folder=tmp_path / "cells")
     with pytest.raises(ValueError, match="device must be"):
         train_twins(CONFIG, folder=tmp_path / "cells", device="cuda:7")

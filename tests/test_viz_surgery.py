@@ -23,8 +23,8 @@ def test_a_line_is_the_change_of_the_arms_that_treat_one_band(result: SurgeryRes
     titles = [a.text for a in figure.layout.annotations]
     assert titles == [
         "<b>Added nats a token</b>",
-        "<b>keys (options)</b>",
-        "<b>facts (options)</b>",
+        "<b>keys</b>",
+        "<b>facts</b>",
     ]
     lines = {(t.legendgroup, t.xaxis): t for t in figure.data if t.mode == "lines+markers"}
     assert len(lines) == 9

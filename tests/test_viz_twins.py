@@ -65,9 +65,12 @@ def test_one_layer_is_shown_alone_and_an_unknown_one_refused() -> None:
 def test_abilities_stand_at_their_disruption_with_chance_marked() -> None:
     figure = plot_abilities(twins_result())
     recall = next(t for t in figure.data if (t.xaxis or "x") == "x" and t.legendgroup == "rope")
-    assert (list(recall.y), list(recall.x)) == (["intact", "paper k=1"], [1.0, 0.25])
+    assert (list(recall.y), list(recall.x)) == (
+        ["intact", "paper k=1", "random k=1"],
+        [1.0, 0.25, 0.625],  # of random dimensions the mean of two draws
+    )
     facts = next(t for t in figure.data if t.xaxis == "x2" and t.legendgroup == "rope")
-    assert list(facts.x) == [1.0, 0.75]
-    assert figure.layout.shapes[0].x0 == pytest.approx(1 / 26)
+    assert list(facts.x) == [1.0, 0.75, 0.875]
+    assert figure.layout.shapes[0].x0 == pytest.approx(1 / 16)
     with pytest.raises(ValueError, match="must be of twins trained on the mixture, got text"):
         plot_abilities(twins_result(edits=False))

@@ -40,7 +40,7 @@ def surgery_section(result: SurgeryResult, *, title: str) -> Section:
             "The rotation of the running model is changed band by band, from fast to slow: left "
             "out, slowed down, shifted; or queries and keys of a band are replaced by their means. "
             f"Tasks of {_counts(result)} examples are asked under each of {len(result.arms)} such "
-            "arms, beside neutral text."
+            "arms, beside neutral text." + _left_out(result)
         ),
         pictures=tuple(pictures),
         tables=(norms_table(result), arms_table(result), distance_table(result)),
@@ -123,6 +123,12 @@ def distance_table(result: SurgeryResult) -> Table:
         ),
         folded=True,
     )
+
+
+def _left_out(result: SurgeryResult) -> str:
+    if not result.left_out:
+        return ""
+    return f" Nothing is massive where these would act: {', '.join(result.left_out)}."
 
 
 def _counts(result: SurgeryResult) -> str:

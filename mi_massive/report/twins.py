@@ -4,13 +4,14 @@ from mi_massive.report import text
 from mi_massive.report.pictures import picture
 from mi_massive.report.section import Section
 from mi_massive.report.tables import Table
+from mi_massive.stats import Estimate
 from mi_massive.twin_arms import TWIN_ARMS
-from mi_massive.twin_results import TwinsResult
+from mi_massive.twin_results import ABILITIES, TwinsResult
 from mi_massive.viz.twins import plot_abilities, plot_emergence
 
 
 def twins_section(result: TwinsResult, *, title: str) -> Section:
-    """The section; the table of abilities is there for twins trained on the mixture alone."""
+    """The section; losses and abilities are there for twins trained on the mixture alone."""
     shape, config = result.config.shape, result.config
     pictures = [
         picture(
@@ -24,7 +25,7 @@ def twins_section(result: TwinsResult, *, title: str) -> Section:
     ]
     tables = [arms_table(result), contrast_table(result)]
     if any(run.edits for run in result.runs):
-        tables.append(abilities_table(result))
+        tables += [losses_table(result), abilities_table(result)]
         pictures.append(
             picture(
                 "abilities",
@@ -60,11 +61,20 @@ def arms_table(result: TwinsResult) -> Table:
     return Table(
         caption=(
             "Trained twins (mean and 95 % interval over seeds; max/mean is a geometric mean over "
-            "heads and layers)"
+            "heads and layers; half way: step of each seed; sink after k: ratio of these steps, "
+            "above 1 where k concentrates before the first token draws attention)"
         ),
         head=(
             *("encoding", "held-out loss", "q over v", "k over v", "first token's attention"),
-            *("half way: q", "half way: sink", "no full turn: q", "no full turn: k", "by chance"),
+            *(
+                "half way: q",
+                "half way: k",
+                "half way: sink",
+                "sink after k, times",
+                "no full turn: q",
+                "no full turn: k",
+                "by chance",
+            ),
             *("halves alike: q", "halves alike: k"),
         ),
         rows=tuple(_arm_row(result, arm) for arm in result.config.arms),
@@ -80,7 +90,9 @@ def _arm_row(result: TwinsResult, arm: str) -> tuple[str, ...]:
         text.with_interval(result.excess("k", arm=arm)),
         text.with_interval(result.sink(arm)),
         _steps(result.halfway(arm, "q")),
+        _steps(result.halfway(arm, "k")),
         _steps(result.halfway(arm, "sink")),
+        text.with_interval(result.order(arm)),
         *(text.with_interval(share) for share in slow),
         text.null(slow[0]),
         *(text.with_interval(result.halves(arm, projection)) for projection in ("q", "k")),
@@ -120,24 +132,67 @@ def contrast_table(result: TwinsResult) -> Table:
     )
 
 
+def losses_table(result: TwinsResult) -> Table:
+    """What disruptions take from recall and from facts, and how much more from recall."""
+    conditions = [name for name in result.conditions if name != "intact"]
+    return Table(
+        caption=(
+            "What disruptions take: lost share of right answers (difference and 95 % interval over "
+            "seeds). Selectivity is the loss of recall minus that of facts; over random, minus the "
+            "selectivity of as many random dimensions. p is not corrected for many tests"
+        ),
+        head=(
+            *("encoding", "disruption", "recall lost", "facts lost", "selectivity", "p"),
+            *("over random", "p", "over random, nats", "p"),
+        ),
+        rows=tuple(
+            (
+                TWIN_ARMS[arm].statement,
+                name,
+                *(text.with_interval(result.lost(arm, name, each)) for each in ABILITIES),
+                *_tested(result.selectivity(arm, name)),
+                *(
+                    shown
+                    for measure in (0, 1)
+                    for shown in _over_random(result, arm, name, measure)
+                ),
+            )
+            for arm in result.config.arms
+            for name in conditions
+        ),
+        folded=True,
+    )
+
+
+def _over_random(result: TwinsResult, arm: str, name: str, measure: int) -> tuple[str, ...]:
+    preset, _, dose = name.partition(" ")
+    if preset == "random":
+        return ("", "")
+    control = f"random {dose}"
+    return _tested(result.selectivity(arm, name, against=control, measure=measure))
+
+
+def _tested(estimate: Estimate) -> tuple[str, ...]:
+    return text.with_interval(estimate), text.p_value(estimate.p_value)
+
+
 def abilities_table(result: TwinsResult) -> Table:
     """Recall and facts of each encoding under each disruption."""
-    edits = next(run.edits for run in result.runs if run.edits)
     return Table(
         caption="Share of right answers, and mean log-probability of the right one in nats",
         head=("encoding", "disruption", "recall", "facts", "recall, nats", "facts, nats"),
         rows=tuple(
             (
                 TWIN_ARMS[arm].statement,
-                edit,
+                name,
                 *(
-                    text.with_interval(result.ability(arm, edit, ability, measure))
+                    text.with_interval(result.ability(arm, name, ability, measure))
                     for measure in (0, 1)
                     for ability in ("recall", "facts")
                 ),
             )
             for arm in result.config.arms
-            for edit in edits
+            for name in result.conditions
         ),
         folded=True,
     )

@@ -6,6 +6,7 @@ from typing import Final
 import plotly.graph_objects as go
 
 from mi_massive.position_shares import BandShares, PositionSharesResult
+from mi_massive.scores import Readout
 from mi_massive.stats import Estimate
 from mi_massive.surgery import SurgeryResult
 from mi_massive.surgery_plans import Kind
@@ -68,7 +69,8 @@ def plot_surgery(result: SurgeryResult) -> go.Figure:
         result: From `run_surgery`, with arms on single bands.
 
     Returns:
-        One panel for neutral text and one a task, read as its first read-out.
+        One panel for neutral text and one a task, read as its first read-out, which the
+        title names unless it is the options.
 
     Raises:
         ValueError: If no arm treats a single band.
@@ -91,7 +93,7 @@ def plot_surgery(result: SurgeryResult) -> go.Figure:
     traces = _panels(by_kind, sources)
     return figure(
         traces,
-        titles=["Added nats a token", *(f"{task} ({readouts[task]})" for task in tasks)],
+        titles=["Added nats a token", *(_title(task, readouts[task]) for task in tasks)],
         x={
             "title": {"text": "band, fast to slow"},
             "tickvals": list(range(n_bands)),
@@ -144,6 +146,11 @@ def plot_position_shares(result: PositionSharesResult) -> go.Figure:
         y={"title": {"text": "share of variance"}, "range": [-0.02, 1.02], "tickformat": ".0%"},
         height=420,
     )
+
+
+def _title(task: str, readout: Readout) -> str:
+    """Options are read nearly always, and a panel is narrow."""
+    return task if readout == "options" else f"{task} ({readout})"
 
 
 def _arms(result: SurgeryResult) -> dict[Kind, list[tuple[int, str]]]:

@@ -100,7 +100,8 @@ def plot_abilities(result: TwinsResult) -> go.Figure:
     """What disruptions of trained twins cost: recall from the prompt against memorized facts.
 
     How to read: one panel an ability, one line an encoding, one place a disruption; 1 is every
-    answer right, the dotted line is chance. Bars are intervals over seeds.
+    answer right, the dotted line is chance. Bars are intervals over seeds; a disruption that draws
+    its dimensions stands as the mean over its draws, and has no mark where an encoding lacks it.
 
     Args:
         result: Of twins that were trained on the mixture.
@@ -108,21 +109,21 @@ def plot_abilities(result: TwinsResult) -> go.Figure:
     Raises:
         ValueError: If the twins were trained on text.
     """
-    edits = next((run.edits for run in result.runs if run.edits), ())
-    if not edits:
+    conditions = result.conditions
+    if not conditions:
         raise ValueError("result must be of twins trained on the mixture, got text; train on it")
     abilities = (("Recall, from the prompt", "recall"), ("Facts, from the weights", "facts"))
     traces: list[Spec] = []
     for panel, (_, ability) in enumerate(abilities):
         for arm in result.config.arms:
-            found = [result.ability(arm, edit, ability) for edit in edits]
+            found = [result.ability(arm, name, ability) for name in conditions]
             color, _ = _LOOK[arm]
             traces.append(
                 {
                     "type": "scatter",
                     "mode": "markers",
                     "x": [_number(estimate.effect) for estimate in found],
-                    "y": list(edits),
+                    "y": list(conditions),
                     "error_x": {
                         "type": "data",
                         "symmetric": False,
@@ -152,7 +153,7 @@ def plot_abilities(result: TwinsResult) -> go.Figure:
         titles=[title for title, _ in abilities],
         x={"title": {"text": "share of right answers"}, "range": [-0.03, 1.03]},
         y={"autorange": "reversed", "automargin": True},
-        height=300 + 18 * len(edits),
+        height=300 + 18 * len(conditions),
         layout={"shapes": chance},
     ).update_layout({panel_axis("y", 1): {"showticklabels": False}})
 
