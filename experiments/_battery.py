@@ -89,6 +89,14 @@ def print_scores(result: DisruptionResult) -> None:
     for arm in result.effects.arms:
         effects = {name: f"{e.effect:.3f}" for name, e in result.effects.of(arm).items()}
         print(f"{arm:28} {effects}")
+    for s in result.seed_spreads:
+        for kind in ("contextual_loss", "parametric_loss", "contrast"):
+            own = getattr(s, kind)
+            print(
+                f"{s.control:16} {s.n_seeds} seeds {s.readout:10} {kind:16} "
+                f"{min(own.drawn):.2f} to {max(own.drawn):.2f}, median {own.median:.2f}; "
+                f"{s.treatment} {own.treated:.2f} p={own.p_value:.2f}"
+            )
     for c in result.contrasts:
         print(
             f"{c.arm:28} {c.readout:10} contextual loss {c.contextual_loss.effect:.2f} parametric "

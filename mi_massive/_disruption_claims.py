@@ -8,6 +8,7 @@ from mi_massive._verdicts import UNDEFINED
 from mi_massive.arms import Arm
 from mi_massive.contrasts import ArmContrast
 from mi_massive.disruption import DisruptionResult
+from mi_massive.seed_spreads import Spread
 from mi_massive.stats import Estimate
 
 Finding = tuple[str, list[Estimate], str]
@@ -45,14 +46,27 @@ def _losses(arm: Arm, shown: Sequence[ArmContrast], result: DisruptionResult) ->
 
 
 def _others(shown: Sequence[ArmContrast], result: DisruptionResult) -> str:
-    """The same losses of every other arm in the first read-out."""
+    """The same losses of every other arm in the first read-out, controls over all their seeds."""
     first = shown[0]
+    spreads = [s for s in result.seed_spreads if s.readout == first.readout]
+    alone = [
+        a.name for a in result.arms if f"{a.preset} k={a.k}" not in {s.control for s in spreads}
+    ]
     others = [
         f"{c.arm} {c.contextual_loss.effect:.0%} and {c.parametric_loss.effect:.0%}"
         for c in result.contrasts
-        if c.readout == first.readout and c.arm != first.arm
+        if c.readout == first.readout and c.arm != first.arm and c.arm in alone
+    ]
+    others += [
+        f"{s.control} over {s.n_seeds} seeds {_range(s.contextual_loss)} and "
+        f"{_range(s.parametric_loss)}"
+        for s in spreads
     ]
     return f" Other arms by {first.readout}: {'; '.join(others)}." if others else ""
+
+
+def _range(spread: Spread) -> str:
+    return f"{min(spread.drawn):.0%} to {max(spread.drawn):.0%} (median {spread.median:.0%})"
 
 
 def _beyond(arm: Arm, shown: Sequence[ArmContrast], result: DisruptionResult) -> str:

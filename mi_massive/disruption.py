@@ -22,6 +22,7 @@ from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
 from mi_massive.records import Provenance
 from mi_massive.scores import INTACT, Cell, EvaluationConfig, Readout, TaskResult, cells_of
+from mi_massive.seed_spreads import SeedSpread, seed_spreads
 from mi_massive.stats import Estimate
 from mi_massive.tasks.base import Task
 
@@ -72,6 +73,11 @@ class DisruptionResult:
         arms = [arm for arm in self.arms if arm.preset == "paper"]
         controlled = {c.arm for c in self.contrasts if c.control is not None}
         return next((a for a in arms if a.name in controlled), arms[0] if arms else None)
+
+    @property
+    def seed_spreads(self) -> tuple[SeedSpread, ...]:
+        """Controls that were run with several seeds, each over its seeds beside `paper`."""
+        return seed_spreads(self.arms, self.contrasts)
 
     def to_frame(self) -> Any:
         """Scores as a data frame, one row a cell."""

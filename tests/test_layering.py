@@ -51,7 +51,16 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: ("tasks", "scores", "evaluation", "conflict_scores", "known_facts", "distances"),
     # Analyses that run models through the layers below.
     4: (
-        *("doctor", "arms", "contrasts", "disruption", "battery", "fluency", "_cells"),
+        *(
+            "doctor",
+            "arms",
+            "contrasts",
+            "seed_spreads",
+            "disruption",
+            "battery",
+            "fluency",
+            "_cells",
+        ),
         *("conflict", "model_conflicts", "patching", "_patch_setup", "patch_battery"),
         *("attribution", "patched_patterns"),
         *("twins", "twin_runs", "twin_results", "_twin_training"),

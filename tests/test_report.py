@@ -582,6 +582,23 @@ def test_the_table_of_losses_holds_both_kinds_their_difference_and_the_control(d
     assert undefined[2:5] == ("undefined", "undefined", "not tested")
 
 
+def test_controls_over_their_seeds_stand_beside_the_treatment(disrupted):
+    table = disruption_tables.seeds_table(disrupted)
+    spread = disrupted.seed_spreads[0]
+    lost = spread.contextual_loss
+    first = table.rows[0]
+    assert first[:3] == ("random k=8", "paper k=8", "by generated answers")
+    drawn = f"{number(lost.median)} [{number(min(lost.drawn))}, {number(max(lost.drawn))}]"
+    assert first[3:6] == (drawn, number(lost.treated), p_value(lost.p_value))
+    assert first[-1] == "2 seeds"
+    (undefined,) = [
+        row
+        for row in table.rows
+        if row[:3] == ("random k=8", "paper k=8", "by the most probable option")
+    ]
+    assert undefined[6:12] == ("undefined", "undefined", "not tested") * 2
+
+
 def test_the_tasks_behind_the_losses_and_what_each_preset_does_are_named(disrupted):
     counted = disruption_tables.counted_table(disrupted)
     assert counted.rows == (

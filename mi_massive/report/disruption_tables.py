@@ -9,6 +9,7 @@ from mi_massive.disruption import DisruptionResult
 from mi_massive.report import text
 from mi_massive.report.tables import Table
 from mi_massive.scores import INTACT, Cell, Readout
+from mi_massive.seed_spreads import Spread
 from mi_massive.stats import Estimate
 
 READ_BY: Final[dict[Readout, str]] = {
@@ -43,6 +44,7 @@ def disruption_tables(result: DisruptionResult) -> list[Table]:
         presets_table(result),
         counted_table(result),
         *(contrast_table(result, shown, readout) for readout in readouts(result)),
+        *([seeds_table(result)] if result.seed_spreads else []),
         effects_table(result, shown),
     ]
     if len(every) > len(shown):
@@ -122,6 +124,43 @@ def contrast_table(result: DisruptionResult, arms: Sequence[str], readout: Reado
         rows=rows,
         folded=_folded(result, arms),
     )
+
+
+def seeds_table(result: DisruptionResult) -> Table:
+    """Controls over their seeds beside the treatment: how many draws cost as much as it does."""
+    rows = tuple(
+        (
+            spread.control,
+            spread.treatment,
+            READ_BY[spread.readout],
+            *(
+                cell
+                for of in (spread.contextual_loss, spread.parametric_loss, spread.contrast)
+                for cell in (_drawn(of), text.number(of.treated), text.p_value(of.p_value))
+            ),
+            f"{spread.n_seeds} seeds",
+        )
+        for spread in result.seed_spreads
+    )
+    return Table(
+        caption="Controls over their seeds: median [least, most] of the draws beside the treatment "
+        "(p: share of draws that cost at least as much, one-sided, itself counted in)",
+        head=(
+            *("control", "treatment", "read"),
+            *("contextual tasks", "treatment’s", "p"),
+            *("parametric tasks", "treatment’s", "p"),
+            *("contextual minus parametric", "treatment’s", "p"),
+            "n",
+        ),
+        rows=rows,
+    )
+
+
+def _drawn(spread: Spread) -> str:
+    if math.isnan(spread.median):
+        return text.UNDEFINED
+    ends = (text.number(min(spread.drawn)), text.number(max(spread.drawn)))
+    return f"{text.number(spread.median)} [{ends[0]}, {ends[1]}]"
 
 
 def effects_table(result: DisruptionResult, arms: Sequence[str]) -> Table:
