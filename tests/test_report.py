@@ -587,14 +587,14 @@ def test_controls_over_their_seeds_stand_beside_the_treatment(disrupted):
     spread = disrupted.seed_spreads[0]
     lost = spread.contextual_loss
     first = table.rows[0]
-    assert first[:3] == ("random k=8", "paper k=8", "by generated answers")
+    assert first[:3] == ("random k=4", "paper k=4", "by generated answers")
     drawn = f"{number(lost.median)} [{number(min(lost.drawn))}, {number(max(lost.drawn))}]"
     assert first[3:6] == (drawn, number(lost.treated), p_value(lost.p_value))
     assert first[-1] == "2 seeds"
     (undefined,) = [
         row
         for row in table.rows
-        if row[:3] == ("random k=8", "paper k=8", "by the most probable option")
+        if row[:3] == ("random k=4", "paper k=4", "by the most probable option")
     ]
     assert undefined[6:12] == ("undefined", "undefined", "not tested") * 2
 
