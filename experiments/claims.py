@@ -1,9 +1,9 @@
 """Which of the paper's claims hold on a model? (C1 to C9).
 
 Question: the verdicts of the report's scoreboard, with effect, interval, n and test. C4 and C5 are
-judged on the record of `table1.py`, C6 on that of `conflict.py`, C7 on that of
-`state_quantization.py`, C3b, C8e and C9b on that of
-`twins.py`, where there is one.
+judged on the record of `table1.py`, C6 on that of `conflict.py`, C7 on those of
+`state_quantization.py` and `quantization.py`, C3b, C8e and C9b on that of `twins.py`, where there
+is one.
 Refuted by: what each rule states; a verdict "not supported" is a finding.
 Cost: about three minutes on two cores for the default model and its control.
 Command: python experiments/claims.py
@@ -32,9 +32,9 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
-    table1, conflict, quantized = (
+    table1, conflict, states, weights = (
         RECORDS / f"{name}_{given.model}.json"
-        for name in ("table1", "conflict", "state_quantization")
+        for name in ("table1", "conflict", "state_quantization", "quantization")
     )
     twins = [path for path in [RECORDS / "twins_stdlib_small.json"] if path.exists()]
     results = run_study(
@@ -43,7 +43,8 @@ def main() -> None:
         control=load_model(given.control, device=given.device),
         disruption=load_result(table1) if table1.exists() else None,
         conflict=load_result(conflict) if conflict.exists() else None,
-        quantization=load_result(quantized) if quantized.exists() else None,
+        quantization=load_result(states) if states.exists() else None,
+        quantized=load_result(weights) if weights.exists() else None,
         twins=[load_result(path) for path in twins],
         config=StudyConfig(n_pattern_heads=0),
     )

@@ -104,7 +104,7 @@ def _rows(result: QuantizationResult, rows: WeightProtectionResult) -> tuple[lis
     if not saved:
         return [], f"{said} No number of bits costs {DAMAGED:g} nats, so nothing can be saved."
     counts = " and ".join(f"{n:.2f} ({p})" for p, n in rows.massive_per_head.items())
-    shares = ", ".join(f"{share.effect:.0%} at {bits} bits" for bits, share in saved.items())
+    shares = ", ".join(f"{share.effect:.1%} at {bits} bits" for bits, share in saved.items())
     return list(saved.values()), (
         f"{said} The rows that write massive channels, {counts} of a head, save {shares} of it "
         "beyond what equally many other rows do."

@@ -27,6 +27,7 @@ from mi_massive import (
     viz,
 )
 from mi_massive._method_claims import method_findings
+from mi_massive.claims import scoreboard
 from mi_massive.concentration import ConcentrationResult, massive_mask
 from mi_massive.contrasts import group_contrast
 from mi_massive.models import compression
@@ -325,7 +326,21 @@ class TestClaims:
         }
         estimates, reading = found["C7d"]
         assert [e.effect for e in estimates] == [pytest.approx(0.6, rel=1e-4)]
-        assert "save 60% at 2 bits" in reading
+        assert "save 60.0% at 2 bits" in reading
+
+    def test_the_record_decides_both_against_the_paper(self) -> None:
+        records = Path(__file__).parents[1] / "experiments/records"
+        name = "smollm2-135m-instruct"
+        record = load_result(records / f"quantization_{name}.json")
+        assert {s.method for s in record.schemes} == {"rtn", "gptq", "awq", "smoothquant"}
+        made = concentration_result(model=name)
+        source = replace(made.provenance, revision=record.provenance.revision)
+        board = scoreboard(replace(made, provenance=source), quantized=record)
+        claims = {claim.id: claim for claim in board.claims}
+        by_level = {m.level: m.contrast for m in record.methods}
+        assert claims["C7c"].verdict == claims["C7d"].verdict == "not supported"
+        assert claims["C7c"].estimate.effect == by_level["w4 g64"].effect
+        assert "At w8a8 no method costs 0.1 nats" in claims["C7c"].reading
 
     def test_another_model_is_refused(self, result: QuantizationResult) -> None:
         with pytest.raises(ValueError, match="quantized must come from the model 'other'"):

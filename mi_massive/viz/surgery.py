@@ -148,7 +148,7 @@ def plot_position_shares(result: PositionSharesResult) -> go.Figure:
     )
 
 
-def _title(task: str, readout: Readout) -> str:
+def _title(task: str, readout: str) -> str:
     """Options are read nearly always, and a panel is narrow."""
     return task if readout == "options" else f"{task} ({readout})"
 
