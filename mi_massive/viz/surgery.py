@@ -6,7 +6,6 @@ from typing import Final
 import plotly.graph_objects as go
 
 from mi_massive.position_shares import BandShares, PositionSharesResult
-from mi_massive.scores import Readout
 from mi_massive.stats import Estimate
 from mi_massive.surgery import SurgeryResult
 from mi_massive.surgery_plans import Kind
