@@ -56,7 +56,7 @@ def plot_quantized(result: QuantizationResult, *, readout: Readout = "options") 
         traces.append(_bars(method, place, [bars[task] for task in printed]))
     made = figure(
         traces,
-        titles=["Measured, relative to full precision", "Published, relative to the best method"],
+        titles=["Measured, relative to full precision", "Published (best is 1)"],
         x={
             "tickvals": list(range(len(tasks))),
             "ticktext": [t.replace("_", "<br>") for t in tasks],
