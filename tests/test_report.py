@@ -3,6 +3,7 @@ import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import chromium
 import pandas as pd
@@ -16,7 +17,7 @@ from sample_surgery import surgery_result
 from sample_twins import twins_result
 
 import mi_massive.report as report_module
-from mi_massive import StateQuantizationResult, load_result
+from mi_massive import load_result
 from mi_massive.bands import BandsConfig
 from mi_massive.disruption import INTACT, DisruptionConfig
 from mi_massive.published import published_for
@@ -43,9 +44,9 @@ EVIL = (
 )
 
 
-def quantization_record() -> StateQuantizationResult:
+def record(name: str) -> Any:
     records = Path(__file__).parents[1] / "experiments/records"
-    return load_result(records / "state_quantization_smollm2-135m-instruct.json")
+    return load_result(records / f"{name}_smollm2-135m-instruct.json")
 
 
 def results(**changes) -> ReportResults:
@@ -61,7 +62,8 @@ def results(**changes) -> ReportResults:
         "conflict": conflict_result(),
         "patching": (patching_result(), patching_result("massive")),
         "attributions": (attribution_result(),),
-        "quantization": quantization_record(),
+        "quantization": record("state_quantization"),
+        "quantized": record("quantization"),
         "surgery": surgery_result(),
         "twins": (twins_result(),),
         "patched_patterns": patched_patterns(),
@@ -111,7 +113,7 @@ def drawn(browser, page):
 def test_the_page_draws_everything_without_a_request_or_a_console_message(drawn):
     find = drawn.page.locator
     assert find("table.scoreboard tbody tr").count() == len(sample.scoreboard_result().claims)
-    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 19
+    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 20
     assert find(".mi-strip .colored-tokens").count() == 4
     assert find(".mi-patterns canvas").count() == 1 + 3  # one head; one in three runs
     assert drawn.page.evaluate("document.querySelector('.mi-patterns canvas').width") > 200
@@ -240,6 +242,7 @@ def test_text_from_model_and_user_stays_text(browser, tmp_path):
         patching=(evil_patching(model),),
         attributions=(),
         quantization=None,
+        quantized=None,
         surgery=surgery_result(model),
         twins=(),
         patched_patterns=patched_patterns(model=model, tokens=EVIL),
@@ -375,6 +378,8 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "attribution",
         "quantization",
         "protection",
+        "quantized",
+        "quantized_scores",
         "surgery",
         "twins",
     }
