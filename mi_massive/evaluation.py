@@ -9,8 +9,9 @@ neutral text (`mi_massive.attention_effects`).
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any, cast
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, Protocol, cast
 
 from mi_massive.capture import provenance_of
 from mi_massive.generation import continuation_log_probs, generate
@@ -92,6 +93,27 @@ def evaluate(
             settings={} if intervention is None else intervention.settings(),
         ),
     )
+
+
+class Counting(Protocol):
+    """What a context that changes a model gives: how many entries it has changed so far."""
+
+    @property
+    def total(self) -> int:
+        """Entries changed."""
+        ...
+
+
+def evaluate_within(
+    model: HookedModel,
+    task: Task,
+    context: Callable[[], AbstractContextManager[Counting]],
+    config: EvaluationConfig,
+) -> TaskResult:
+    """`evaluate` of a model that a context changes, with the number of entries that it changed."""
+    with context() as done:
+        result = evaluate(model, task, config=config)
+    return replace(result, n_edits=done.total)
 
 
 def ask(model: HookedModel, task: Task, config: EvaluationConfig) -> TokenizedPrompts:

@@ -27,7 +27,7 @@ from mi_massive.attention_effects import EffectsResult, measure_contexts
 from mi_massive.axes import Projection
 from mi_massive.capture import capture_norms
 from mi_massive.contrasts import ArmContrast, contrasts
-from mi_massive.evaluation import evaluate
+from mi_massive.evaluation import evaluate_within
 from mi_massive.models.base import HookedModel
 from mi_massive.prompts import TokenizedPrompts, default_passages, tokenize_prompts
 from mi_massive.protection import StateQuantizationConfig, StateQuantizationResult
@@ -176,18 +176,10 @@ def _answers(
         intact.append(kept_evaluation(cells, INTACT, model, task, intervention=None, config=asked))
         for arm in arms:
             arguments = {"task": task.digest, "states": arm, "config": asked, "p": passages}
-            run = partial(_evaluated, model, task, contexts[arm.name], asked)
+            run = partial(evaluate_within, model, task, contexts[arm.name], asked)
             by_arm[arm.name].append(kept(cells, f"{task.name}-{arm.name}", model, arguments, run))
             told(1)
     return intact, by_arm
-
-
-def _evaluated(
-    model: HookedModel, task: Task, context: Context, config: EvaluationConfig
-) -> TaskResult:
-    with context() as done:
-        result = evaluate(model, task, config=config)
-    return replace(result, n_edits=done.total)
 
 
 def _contrasts(

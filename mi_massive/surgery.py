@@ -24,7 +24,7 @@ from mi_massive.attention_effects import EffectsResult, measure_contexts
 from mi_massive.capture import capture_norms
 from mi_massive.contrasts import ArmContrast, contrasts
 from mi_massive.distances import DistanceCell, answer_distances, distance_cells
-from mi_massive.evaluation import evaluate
+from mi_massive.evaluation import evaluate_within
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.position_shares import PositionSharesConfig, PositionSharesResult
@@ -177,7 +177,7 @@ def run_surgery(
         for arm in arms:
             # Norms on the default passages decide what is massive.
             arguments = {"task": task.digest, "surgery": arm, "config": asked, "p": passages.digest}
-            run = partial(_evaluated, model, task, contexts[arm.name], asked)
+            run = partial(evaluate_within, model, task, contexts[arm.name], asked)
             by_arm[arm.name].append(kept(cells, f"{task.name}-{arm.name}", model, arguments, run))
             if on_progress is not None:
                 on_progress(1)
@@ -211,14 +211,6 @@ def run_surgery(
 
 def _readouts(task: Task, config: SurgeryConfig) -> tuple[Readout, ...]:
     return ("generation",) if task.name in config.generated else config.evaluation.readouts
-
-
-def _evaluated(
-    model: HookedModel, task: Task, context: Callable[[], Any], config: EvaluationConfig
-) -> TaskResult:
-    with context() as done:
-        result = evaluate(model, task, config=config)
-    return replace(result, n_edits=done.total)
 
 
 def _controls(arms: Sequence[SurgeryArm]) -> dict[str, str]:

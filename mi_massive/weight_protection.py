@@ -23,7 +23,7 @@ from mi_massive._protection_gains import task_gains, text_gains
 from mi_massive.attention_effects import EffectsResult, measure_contexts
 from mi_massive.axes import Projection
 from mi_massive.contrasts import ArmContrast, contrasts
-from mi_massive.evaluation import evaluate
+from mi_massive.evaluation import evaluate_within
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.prompts import TokenizedPrompts
@@ -197,7 +197,7 @@ def run_weight_protection(
         )
         for arm in asked:
             arguments = {"task": task.digest, "rows": arm, "config": evaluation, **places}
-            ask = partial(_evaluated, model, task, contexts[arm.name], evaluation)
+            ask = partial(evaluate_within, model, task, contexts[arm.name], evaluation)
             by_arm[arm.name].append(kept(cells, f"{task.name}-rows", model, arguments, ask))
             if on_progress is not None:
                 on_progress(1)
@@ -222,14 +222,6 @@ def run_weight_protection(
         contrasts=tuple(found),
         config=config,
     )
-
-
-def _evaluated(
-    model: HookedModel, task: Task, context: Context, config: EvaluationConfig
-) -> TaskResult:
-    with context() as done:
-        result = evaluate(model, task, config=config)
-    return replace(result, n_edits=done.total)
 
 
 @contextmanager
