@@ -1,6 +1,7 @@
 """`mi-massive disrupt`: tasks and neutral text under chosen edits."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,19 +66,15 @@ def disrupt_command(
     opt.require_savable(save)
     names, ks = task_names(tasks), None if k is None else doses(k)
     _require_use(data, names)
-    own = {name: own_task(name, limit) for name in names if name.endswith(OWN)}
+    own = own_tasks(names, limit)
     asking = EvaluationConfig(readouts=_readouts(readout), chat=chat, batch_size=batch_size)
 
     from mi_massive.arms import make_arms  # late, as all that loads transformers
-    from mi_massive.battery import load_tasks
     from mi_massive.disruption import DisruptionConfig, run_disruption
 
     arms = make_arms(split(preset), ks=ks, n_seeds=seeds)
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
-    asked = [
-        own[name] if name in own else load_tasks(loaded, [name], data=data, limit=limit)[0]
-        for name in names
-    ]
+    asked = asked_tasks(loaded, names, own, limit=limit, data=data)
     with progress((1 + len(arms)) * len(asked), quiet=quiet, what="cells") as advance:
         result = run_disruption(
             loaded,
@@ -191,9 +188,27 @@ def _require_use(data: Path | None, names: list[str]) -> None:
         )
 
 
-def own_task(name: str, limit: int | None) -> Task:
-    own = load_own_task(Path(name))
-    return own if limit is None else own.first(limit)
+def own_tasks(names: Sequence[str], limit: int | None) -> dict[str, Task]:
+    """Tasks of the user's own among `names`: read before any model is loaded."""
+    own = {name: load_own_task(Path(name)) for name in names if name.endswith(OWN)}
+    return own if limit is None else {name: task.first(limit) for name, task in own.items()}
+
+
+def asked_tasks(
+    model: "HookedModel",
+    names: Sequence[str],
+    own: Mapping[str, Task],
+    *,
+    limit: int | None,
+    data: Path | None = None,
+) -> list[Task]:
+    """The tasks by these names, in their order."""
+    from mi_massive.battery import load_tasks
+
+    return [
+        own[name] if name in own else load_tasks(model, [name], data=data, limit=limit)[0]
+        for name in names
+    ]
 
 
 def split(listed: str) -> list[str]:

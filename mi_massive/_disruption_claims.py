@@ -49,9 +49,7 @@ def _others(shown: Sequence[ArmContrast], result: DisruptionResult) -> str:
     """The same losses of every other arm in the first read-out, controls over all their seeds."""
     first = shown[0]
     spreads = [s for s in result.seed_spreads if s.readout == first.readout]
-    alone = [
-        a.name for a in result.arms if f"{a.preset} k={a.k}" not in {s.control for s in spreads}
-    ]
+    alone = [a.name for a in result.arms if a.condition not in {s.control for s in spreads}]
     others = [
         f"{c.arm} {c.contextual_loss.effect:.0%} and {c.parametric_loss.effect:.0%}"
         for c in result.contrasts

@@ -8,6 +8,7 @@ from mi_massive._verdicts import require_same_model
 from mi_massive.concentration import ConcentrationResult
 from mi_massive.contrasts import GroupContrast
 from mi_massive.quantization_results import QuantizationResult
+from mi_massive.quantization_schemes import method_names
 from mi_massive.scores import INTACT
 from mi_massive.stats import Estimate
 from mi_massive.weight_protection import WeightProtectionResult
@@ -78,7 +79,7 @@ def _names(level: GroupContrast) -> list[str]:
 
 
 def _listed(groups: Sequence[Sequence[str]]) -> str:
-    return " and ".join(names[0].partition(" ")[0] for names in groups)
+    return " and ".join(method_names(groups))
 
 
 def _rows(result: QuantizationResult, rows: WeightProtectionResult) -> tuple[list[Estimate], str]:

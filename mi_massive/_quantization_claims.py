@@ -36,7 +36,7 @@ def quantization_findings(
     require_same_model("quantization", result.provenance, observed.provenance)
     plain = [arm for arm in result.arms if not arm.plan.keep_first and not arm.plan.hadamard]
     bare = [arm for arm in plain if arm.protected == "none"]
-    harmful = [arm for arm in bare if _damage(result, arm).mean() >= DAMAGED]
+    harmful = [arm for arm in bare if damage_of(result.effects, arm).mean() >= DAMAGED]
     saved = [
         found for arm in harmful for found in [_saved(result, arm, plain)] if found is not None
     ]
@@ -112,10 +112,6 @@ def damage_of(effects: EffectsResult, arm: QuantizationArm) -> Float[np.ndarray,
     return loss[effects.arms.index(arm.name)] - loss[effects.arms.index(INTACT)]
 
 
-def _damage(result: StateQuantizationResult, arm: QuantizationArm) -> Float[np.ndarray, "passage"]:
-    return damage_of(result.effects, arm)
-
-
 def _said(
     result: StateQuantizationResult,
     bare: list[QuantizationArm],
@@ -123,7 +119,9 @@ def _said(
     saved: list[Estimate],
 ) -> str:
     states = " and ".join(result.config.plan.projections)
-    costs = ", ".join(f"{_damage(result, arm).mean():.3f} at {arm.plan.bits} bits" for arm in bare)
+    costs = ", ".join(
+        f"{damage_of(result.effects, arm).mean():.3f} at {arm.plan.bits} bits" for arm in bare
+    )
     found = (
         f"Quantized {states} add nats a token to neutral text: {costs}, with nothing kept exact."
     )

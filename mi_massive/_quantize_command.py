@@ -7,13 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from mi_massive import _options as opt
-from mi_massive._disrupt_command import OWN, own_task, task_names
-from mi_massive._terminal import print_json, print_records, progress
+from mi_massive._disrupt_command import asked_tasks, own_tasks, task_names
+from mi_massive._terminal import print_json, print_records, progress, signed
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.quantization_schemes import METHODS, make_schemes
 from mi_massive.records import save_result
 from mi_massive.scores import EvaluationConfig
-from mi_massive.stats import Estimate
 
 _TASKS = "passkey_128_6,pairs_open_book,pairs_closed_book"
 
@@ -73,15 +72,13 @@ def quantize_command(
     )
     texts = None if calibration is None else opt.read_texts(calibration, "text", "train", None)
     names = task_names(tasks)
-    own = {name: own_task(name, limit) for name in names if name.endswith(OWN)}
+    own = own_tasks(names, limit)
 
-    from mi_massive.battery import load_tasks  # late, as all that loads transformers
+    # late: loads transformers
     from mi_massive.quantization import QuantizationConfig, compare_quantized
 
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
-    asked = [
-        own[name] if name in own else load_tasks(loaded, [name], limit=limit)[0] for name in names
-    ]
+    asked = asked_tasks(loaded, names, own, limit=limit)
     config = QuantizationConfig(
         schemes=schemes,
         evaluation=EvaluationConfig(readouts=("options",), batch_size=batch_size),
@@ -110,15 +107,11 @@ def quantize_command(
             {
                 "scheme": name,
                 "bits a weight": f"{result.bits_per_weight[name]:.2f}",
-                "added nats": _shown(added),
+                "added nats": signed(added),
             }
-            | {task.name: _shown(changes[name, task.name]) for task in asked}
+            | {task.name: signed(changes[name, task.name]) for task in asked}
             for name, added in damage.items()
         ]
         print_records(f"{loaded.name}: change from full precision", rows)
     if save is not None:
         save_result(result, save)
-
-
-def _shown(value: Estimate) -> str:
-    return f"{value.effect:+.2f} ({value.low:+.2f} .. {value.high:+.2f})"

@@ -7,12 +7,11 @@ from typing import Annotated
 import typer
 
 from mi_massive import _options as opt
-from mi_massive._disrupt_command import OWN, own_task, task_names
-from mi_massive._terminal import print_json, print_records, progress
+from mi_massive._disrupt_command import asked_tasks, own_tasks, task_names
+from mi_massive._terminal import print_json, print_records, progress, signed
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.records import save_result
 from mi_massive.scores import INTACT, EvaluationConfig
-from mi_massive.stats import Estimate
 
 _TASKS = "passkey_128_6,pairs_closed_book,pairs_counterfactual"
 _FEWEST_BANDS = 4
@@ -47,17 +46,14 @@ def surgery_command(
     """What each frequency band of RoPE does: rotations left out, content left out (C8)."""
     opt.require_savable(save)
     names = task_names(tasks)
-    own = {name: own_task(name, limit) for name in names if name.endswith(OWN)}
+    own = own_tasks(names, limit)
 
-    from mi_massive.battery import load_tasks  # late, as all that loads transformers
-    from mi_massive.surgery import SurgeryConfig, run_surgery
+    from mi_massive.surgery import SurgeryConfig, run_surgery  # late: loads transformers
     from mi_massive.surgery_plans import surgery_arms
 
     arms = surgery_arms(n_bands=bands, n_seeds=seeds)
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
-    asked = [
-        own[name] if name in own else load_tasks(loaded, [name], limit=limit)[0] for name in names
-    ]
+    asked = asked_tasks(loaded, names, own, limit=limit)
     config = SurgeryConfig(
         evaluation=EvaluationConfig(readouts=("options",), batch_size=batch_size)
     )
@@ -84,7 +80,7 @@ def surgery_command(
             {
                 "band": band.band,
                 "wavelengths": f"{band.shortest:,.0f} to {band.longest:,.0f}",
-                "position": _shown(band.position_share),
+                "position": signed(band.position_share),
                 "by chance": f"{band.position_share.null:.2f}",
                 "variance": f"{band.variance_share.effect:.2f}",
             }
@@ -93,8 +89,8 @@ def surgery_command(
         print_records("Share of the logits' variance that distance explains", shares)
         changes = {(cell.arm, cell.task): cell.change for cell in result.cells}
         rows = [
-            {"arm": arm, "added nats": _shown(found["added_cross_entropy"])}
-            | {task.name: _shown(changes[arm, task.name]) for task in asked}
+            {"arm": arm, "added nats": signed(found["added_cross_entropy"])}
+            | {task.name: signed(changes[arm, task.name]) for task in asked}
             for arm, found in effects.items()
             if arm != INTACT
         ]
@@ -103,7 +99,3 @@ def surgery_command(
             typer.echo(f"left out, as nothing is massive: {', '.join(result.left_out)}", err=True)
     if save is not None:
         save_result(result, save)
-
-
-def _shown(value: Estimate) -> str:
-    return f"{value.effect:+.2f} ({value.low:+.2f} .. {value.high:+.2f})"

@@ -218,3 +218,8 @@ def one_sentence(error: Exception) -> str:
     for pattern, option in _IN_OPTIONS:
         text = re.sub(pattern, option, text)
     return text
+
+
+def signed(value: Any) -> str:
+    """An estimate of a difference with its interval."""
+    return f"{value.effect:+.2f} ({value.low:+.2f} .. {value.high:+.2f})"

@@ -27,9 +27,12 @@ class Arm:
     @property
     def name(self) -> str:
         """`paper k=4`, with the seed where it decides, and without k where that decides nothing."""
-        entry = PRESETS[self.preset]
-        dose = f" k={self.k}" if entry.dosed else ""
-        return f"{self.preset}{dose}" + (f" seed={self.seed}" if entry.seeded else "")
+        return self.condition + (f" seed={self.seed}" if PRESETS[self.preset].seeded else "")
+
+    @property
+    def condition(self) -> str:
+        """The name without a seed: what arms that differ in their draw share."""
+        return self.preset + (f" k={self.k}" if PRESETS[self.preset].dosed else "")
 
     @property
     def role(self) -> Role:

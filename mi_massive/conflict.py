@@ -24,6 +24,7 @@ from typing import Any
 
 from mi_massive._cells import kept
 from mi_massive._checks import require_in_range
+from mi_massive._columns import estimate_columns
 from mi_massive._conflict_answers import ask_conflicts, ask_legacy, require_independent
 from mi_massive.arms import Arm, matched_controls, prepare_arms
 from mi_massive.attention_effects import EffectsResult
@@ -128,7 +129,9 @@ class ConflictResult:
             row: dict[str, Any] = {}
             for name in names:
                 value = getattr(cell, name)
-                row |= _columns(name, value) if isinstance(value, Estimate) else {name: value}
+                row |= (
+                    estimate_columns(name, value) if isinstance(value, Estimate) else {name: value}
+                )
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -232,13 +235,3 @@ def _answers(
     if on_progress is not None:
         on_progress(1)
     return found
-
-
-def _columns(name: str, value: Estimate) -> dict[str, float]:
-    return {
-        name: value.effect,
-        f"{name}_low": value.low,
-        f"{name}_high": value.high,
-        f"{name}_n": value.n,
-        f"{name}_p": value.p_value,
-    }

@@ -75,6 +75,11 @@ class _Draws:
     values: Float[np.ndarray, "draw"]
     n: int
 
+    def minus(self, other: "_Draws") -> "_Draws":
+        """The difference, of as many examples as both have; of none where either has none."""
+        n = self.n + other.n if self.n and other.n else 0
+        return _Draws(self.values - other.values, n)
+
     def estimate(self) -> Estimate:
         drawn, n_draws = self.values[1:], len(self.values) - 1
         if self.n == 0:
@@ -121,32 +126,23 @@ def contrasts(
     }
 
     def mean(name: str, kind: Kind) -> _Draws:
-        own = [losses[name][i] for i in shown if intact[i].kind == kind]
-        if not own:
-            return _Draws(np.full(n_resamples + 1, np.nan), 0)
-        n = sum(len(intact[i].answers) for i in shown if intact[i].kind == kind)
-        return _Draws(np.mean(own, axis=0), n)
+        return _mean_over_tasks(intact, losses[name], kind, n_resamples)
 
     def contrast(name: str) -> _Draws:
-        context, memory = mean(name, "contextual"), mean(name, "parametric")
-        n = context.n + memory.n if context.n and memory.n else 0
-        return _Draws(context.values - memory.values, n)
+        return mean(name, "contextual").minus(mean(name, "parametric"))
 
     def beyond(name: str) -> _Draws:
         own, control = contrast(name), controls.get(name)
         if control is None:
-            return _Draws(np.full(n_resamples + 1, np.nan), 0)
+            return _nothing(n_resamples)
         return _Draws(own.values - contrast(control).values, own.n)
-
-    def named(kind: Kind) -> tuple[str, ...]:
-        return tuple(intact[i].task for i in shown if intact[i].kind == kind)
 
     return tuple(
         ArmContrast(
             arm=name,
             readout=readout,
-            contextual_tasks=named("contextual"),
-            parametric_tasks=named("parametric"),
+            contextual_tasks=_named(intact, shown, "contextual"),
+            parametric_tasks=_named(intact, shown, "parametric"),
             contextual_loss=mean(name, "contextual").estimate(),
             parametric_loss=mean(name, "parametric").estimate(),
             contrast=contrast(name).estimate(),
@@ -191,27 +187,42 @@ def group_contrast(
         ]
         return np.mean(parts, axis=0)
 
-    def beyond(kind: Kind) -> _Draws:
-        own = [i for i in shown if intact[i].kind == kind]
-        if not own:
-            return _Draws(np.full(n_resamples + 1, np.nan), 0)
-        differences = [mean(first, i) - mean(second, i) for i in own]
-        n = sum(len(intact[i].answers) for i in own)
-        return _Draws(np.mean(differences, axis=0), n)
-
-    context, memory = beyond("contextual"), beyond("parametric")
-    n = context.n + memory.n if context.n and memory.n else 0
+    differences = {i: mean(first, i) - mean(second, i) for i in shown}
+    context = _mean_over_tasks(intact, differences, "contextual", n_resamples)
+    memory = _mean_over_tasks(intact, differences, "parametric", n_resamples)
     return GroupContrast(
         level=level,
         readout=readout,
         first=tuple(map(tuple, first)),
         second=tuple(map(tuple, second)),
-        contextual_tasks=tuple(intact[i].task for i in shown if intact[i].kind == "contextual"),
-        parametric_tasks=tuple(intact[i].task for i in shown if intact[i].kind == "parametric"),
+        contextual_tasks=_named(intact, shown, "contextual"),
+        parametric_tasks=_named(intact, shown, "parametric"),
         contextual=context.estimate(),
         parametric=memory.estimate(),
-        contrast=_Draws(context.values - memory.values, n).estimate(),
+        contrast=context.minus(memory).estimate(),
     )
+
+
+def _mean_over_tasks(
+    intact: Sequence[TaskResult],
+    values: Mapping[int, Float[np.ndarray, "draw"]],
+    kind: Kind,
+    n_resamples: int,
+) -> _Draws:
+    """Mean of the values of the tasks of one kind, by their place in `intact`."""
+    own = [i for i in values if intact[i].kind == kind]
+    if not own:
+        return _nothing(n_resamples)
+    n = sum(len(intact[i].answers) for i in own)
+    return _Draws(np.mean([values[i] for i in own], axis=0), n)
+
+
+def _nothing(n_resamples: int) -> _Draws:
+    return _Draws(np.full(n_resamples + 1, np.nan), 0)
+
+
+def _named(intact: Sequence[TaskResult], shown: Sequence[int], kind: Kind) -> tuple[str, ...]:
+    return tuple(intact[i].task for i in shown if intact[i].kind == kind)
 
 
 def _can_lose(result: TaskResult, readout: Readout) -> bool:

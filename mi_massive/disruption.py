@@ -24,7 +24,7 @@ from mi_massive.records import Provenance
 from mi_massive.scores import INTACT, Cell, EvaluationConfig, Readout, TaskResult, cells_of
 from mi_massive.seed_spreads import SeedSpread, seed_spreads
 from mi_massive.stats import Estimate
-from mi_massive.tasks.base import Task
+from mi_massive.tasks.base import Task, require_different_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,10 +142,7 @@ def run_disruption(
     """
     config = config or DisruptionConfig()
     require_not_empty("tasks", tasks, remedy="load at least one with load_task")
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"tasks must have different names, got {name!r} twice; rename one")
+    require_different_names(tasks)
     arms, effects = prepare_arms(
         model,
         arms,

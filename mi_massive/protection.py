@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mi_massive._checks import require_in_range, require_not_empty, require_positive
+from mi_massive._columns import estimate_columns
 from mi_massive.attention_effects import EffectsResult
 from mi_massive.contrasts import ArmContrast
 from mi_massive.quantization_arms import SEEDED, Control, Protected, QuantizationArm
@@ -185,7 +186,7 @@ class StateQuantizationResult:
                 "extra_bits": self.extra_bits.get(name, float("nan")),
             }
             for measure, value in self.effects.of(name).items():
-                row |= columns(measure, value)
+                row |= estimate_columns(measure, value)
             for projection in self.errors.projections if arm is not None else ():
                 for part, value in self.errors.of(name, projection).items():
                     row[f"error_{projection}_{part}"] = value.effect
@@ -199,7 +200,7 @@ class StateQuantizationResult:
         named = ("by", "bits", "first_kept", "against", "measure", "task", "extra_bits", "per_bit")
         return pd.DataFrame(
             [
-                {**{name: getattr(g, name) for name in named}, **columns("gain", g.gain)}
+                {**{name: getattr(g, name) for name in named}, **estimate_columns("gain", g.gain)}
                 for g in self.gains
             ]
         )
@@ -212,18 +213,12 @@ class StateQuantizationResult:
             [
                 {
                     **{name: getattr(cell, name) for name in ("arm", "task", "kind", "readout")},
-                    **columns("score", cell.score),
-                    **columns("change", cell.change),
-                    **columns("logit_diff", cell.logit_diff),
+                    **estimate_columns("score", cell.score),
+                    **estimate_columns("change", cell.change),
+                    **estimate_columns("logit_diff", cell.logit_diff),
                     "lost_share": cell.lost_share,
                     "smallest_difference": cell.smallest_difference,
                 }
                 for cell in self.cells
             ]
         )
-
-
-def columns(name: str, value: Estimate) -> dict[str, float]:
-    """An estimate as columns of a data frame."""
-    ends = {f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_p": value.p_value}
-    return {name: value.effect, **ends, f"{name}_n": value.n}

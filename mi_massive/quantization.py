@@ -37,7 +37,7 @@ from mi_massive.quantization_results import (
 from mi_massive.quantization_schemes import QuantizationScheme
 from mi_massive.scores import INTACT, Readout, TaskResult, cells_of
 from mi_massive.state_errors import StateErrors, compare_states
-from mi_massive.tasks.base import Task
+from mi_massive.tasks.base import Task, require_different_names
 from mi_massive.weight_protection import run_weight_protection
 
 _PROJECTIONS: tuple[Projection, ...] = ("q", "k")
@@ -75,14 +75,12 @@ def compare_quantized(
         RuntimeError: If the extra `quantize` is not installed.
     """
     config = config or QuantizationConfig()
+    require_different_names(tasks)
     names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"tasks must have different names, got {name!r} twice; rename one")
     for name in config.row_tasks:
         if name not in names:
             raise ValueError(f"row_tasks must be among the tasks {', '.join(names)}, got {name!r}")
-    told = on_progress or _untold
+    told: Callable[[int], None] = on_progress or (lambda _: None)
     passages = default_passages()
     neutral = tokenize_prompts(
         model.tokenizer, passages[: config.n_neutral], max_length=config.neutral_length
@@ -153,10 +151,6 @@ def compare_quantized(
         config=config,
         provenance=replace(effects.provenance, seed=config.seed),
     )
-
-
-def _untold(n: int) -> None:
-    """Nobody is told that `n` pieces are finished."""
 
 
 def _quantized(

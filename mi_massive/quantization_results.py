@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mi_massive._checks import require_in_range, require_not_empty, require_positive
+from mi_massive._columns import estimate_columns
 from mi_massive.axes import Projection
 from mi_massive.contrasts import ArmContrast, GroupContrast
 from mi_massive.quantization_schemes import QuantizationScheme, make_schemes
@@ -166,9 +167,9 @@ class QuantizationResult:
             [
                 {
                     **{n: getattr(cell, n) for n in ("arm", "task", "kind", "readout", "floor")},
-                    **_columns("score", cell.score),
-                    **_columns("change", cell.change),
-                    **_columns("logit_diff", cell.logit_diff),
+                    **estimate_columns("score", cell.score),
+                    **estimate_columns("change", cell.change),
+                    **estimate_columns("logit_diff", cell.logit_diff),
                     "full_precision": cell.arm == INTACT,
                 }
                 for cell in self.cells
@@ -211,8 +212,3 @@ def mask_change(
         massive_norm=float(ratios[first].nanmean()),
         other_norm=float(ratios[~first].nanmean()),
     )
-
-
-def _columns(name: str, value: Estimate) -> dict[str, float]:
-    ends = {f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_p": value.p_value}
-    return {name: value.effect, **ends, f"{name}_n": value.n}

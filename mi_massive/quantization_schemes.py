@@ -219,3 +219,8 @@ def require_divides(group: int, n_inputs: int, where: str) -> None:
         raise ValueError(
             f"group must divide the {n_inputs} inputs of {where}, got {group}; {fitting} does"
         )
+
+
+def method_names(groups: Sequence[Sequence[str]]) -> list[str]:
+    """The method of each group of schemes that differ in their seed, from the schemes' names."""
+    return [names[0].partition(" ")[0] for names in groups]

@@ -72,17 +72,17 @@ def seed_spreads(
     Returns:
         In the order of the arms, then of the read-outs; empty where every control has one seed.
     """
-    seeds: dict[tuple[str, int], list[str]] = {}
+    seeds: dict[str, list[Arm]] = {}
     for arm in arms:
         if arm.role == "control":
-            seeds.setdefault((arm.preset, arm.k), []).append(arm.name)
+            seeds.setdefault(arm.condition, []).append(arm)
     treated = {arm.k: arm.name for arm in arms if arm.preset == treatment}
     found = {(c.arm, c.readout): c for c in contrasts}
     readouts = list(dict.fromkeys(c.readout for c in contrasts))
     return tuple(
-        _spread(f"{preset} k={k}", found[treated[k], r], [found[name, r] for name in names])
-        for (preset, k), names in seeds.items()
-        if len(names) > 1 and k in treated
+        _spread(control, found[treated[drawn[0].k], r], [found[arm.name, r] for arm in drawn])
+        for control, drawn in seeds.items()
+        if len(drawn) > 1 and drawn[0].k in treated
         for r in readouts
     )
 

@@ -33,9 +33,9 @@ from mi_massive.prompts import TokenizedPrompts, default_passages, tokenize_prom
 from mi_massive.protection import StateQuantizationConfig, StateQuantizationResult
 from mi_massive.quantization_arms import QuantizationArm, protected_channels
 from mi_massive.quantizer import Quantizer, make_quantizer, quantized_states
-from mi_massive.scores import INTACT, EvaluationConfig, TaskResult, cells_of
+from mi_massive.scores import INTACT, TaskResult, cells_of
 from mi_massive.state_errors import measure_state_errors
-from mi_massive.tasks.base import Task
+from mi_massive.tasks.base import Task, require_different_names
 
 Context = Callable[[], AbstractContextManager[Quantizer]]
 
@@ -69,10 +69,7 @@ def run_state_quantization(
         UnsupportedModelError: If the model was wrapped or cannot answer.
     """
     config = config or StateQuantizationConfig()
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"tasks must have different names, got {name!r} twice; rename one")
+    require_different_names(tasks)
     passages = tokenize_prompts(model.tokenizer, default_passages())
     norms = kept(
         cells, "norms", model, {"p": passages.digest}, partial(capture_norms, model, passages)
@@ -87,7 +84,7 @@ def run_state_quantization(
         for arm in arms
     }
     quantizers = {arm.name: make_quantizer(model, arm.plan, masks[arm.name]) for arm in arms}
-    told = on_progress or _untold
+    told: Callable[[int], None] = on_progress or (lambda _: None)
     # Norms on the default passages decide what is massive.
     digests = {"prompts": neutral.digest, "p": passages.digest}
     effects = _effects(model, arms, contexts, neutral, digests, cells, told)
@@ -121,10 +118,6 @@ def run_state_quantization(
         config=config,
         provenance=replace(effects.provenance, seed=config.seed),
     )
-
-
-def _untold(n: int) -> None:
-    """Nobody is told that `n` pieces are finished."""
 
 
 def _effects(

@@ -20,6 +20,7 @@ from typing import Any
 
 from mi_massive._cells import kept, kept_evaluation
 from mi_massive._checks import require_in_range, require_not_empty
+from mi_massive._columns import estimate_columns
 from mi_massive.attention_effects import EffectsResult, measure_contexts
 from mi_massive.capture import capture_norms
 from mi_massive.contrasts import ArmContrast, contrasts
@@ -33,7 +34,6 @@ from mi_massive.records import Provenance
 from mi_massive.rotation_norms import RotationNorms, rotation_norms
 from mi_massive.scores import INTACT, Cell, EvaluationConfig, Readout, TaskResult, cells_of
 from mi_massive.share_capture import capture_position_shares
-from mi_massive.stats import Estimate
 from mi_massive.surgery_plans import SurgeryArm, possible_arms
 from mi_massive.tasks.base import Task
 
@@ -113,9 +113,9 @@ class SurgeryResult:
             [
                 {
                     **{name: getattr(cell, name) for name in ("arm", "task", "kind", "readout")},
-                    **_columns("score", cell.score),
-                    **_columns("change", cell.change),
-                    **_columns("logit_diff", cell.logit_diff),
+                    **estimate_columns("score", cell.score),
+                    **estimate_columns("change", cell.change),
+                    **estimate_columns("logit_diff", cell.logit_diff),
                     "lost_share": cell.lost_share,
                     "smallest_difference": cell.smallest_difference,
                 }
@@ -279,13 +279,3 @@ def _distances(
                 intact[index], results, distances, n_groups=config.n_distances, seed=config.seed
             )
     return tuple(found)
-
-
-def _columns(name: str, value: Estimate) -> dict[str, float]:
-    return {
-        name: value.effect,
-        f"{name}_low": value.low,
-        f"{name}_high": value.high,
-        f"{name}_n": value.n,
-        f"{name}_p": value.p_value,
-    }

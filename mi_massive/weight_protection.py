@@ -11,7 +11,7 @@ has scales of its own: unlike a channel of quantized states, a kept row makes no
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -40,8 +40,7 @@ from mi_massive.quantization_schemes import require_divides
 from mi_massive.scores import INTACT, Cell, EvaluationConfig, TaskResult, cells_of
 from mi_massive.state_errors import StateErrors, compare_states
 from mi_massive.tasks.base import Task
-from mi_massive.weight_rows import ROW_PROJECTIONS as _ROWS
-from mi_massive.weight_rows import RoundedRows, rounded_rows, row_layers
+from mi_massive.weight_rows import ROW_PROJECTIONS, RoundedRows, rounded_rows, row_layers
 
 Context = Callable[[], AbstractContextManager[RoundedRows]]
 
@@ -177,7 +176,7 @@ def run_weight_protection(
         for arm in arms
     }
     massive: dict[Projection, Tensor] = {
-        p: protected_channels(norms, p, "massive", ratio=config.ratio) for p in _ROWS
+        p: protected_channels(norms, p, "massive", ratio=config.ratio) for p in ROW_PROJECTIONS
     }
     places = {"group": config.group, "norms": norms.provenance.prompts_digest}
     arguments = {"arms": list(arms), "prompts": neutral.digest, **places}
@@ -214,7 +213,7 @@ def run_weight_protection(
     return WeightProtectionResult(
         arms=arms,
         extra_bits=extra,
-        massive_per_head={p: float(rows[p].sum(dim=-1).float().mean()) for p in _ROWS},
+        massive_per_head={p: float(rows[p].sum(dim=-1).float().mean()) for p in ROW_PROJECTIONS},
         effects=effects,
         errors=errors,
         gains=tuple(gains),

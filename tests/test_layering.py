@@ -17,7 +17,16 @@ import pytest
 
 LAYERS: dict[int, tuple[str, ...]] = {
     # Words, checks, numbers, records: know no model and no rotary embedding.
-    0: ("axes", "_checks", "stats", "small_samples", "proportions", "records", "published"),
+    0: (
+        "axes",
+        "_checks",
+        "_columns",
+        "stats",
+        "small_samples",
+        "proportions",
+        "records",
+        "published",
+    ),
     # Pure: tensors or texts in, tensors or results out.
     1: (
         *("rope", "norms", "concentration", "bands", "symmetry"),
@@ -51,16 +60,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: ("tasks", "scores", "evaluation", "conflict_scores", "known_facts", "distances"),
     # Analyses that run models through the layers below.
     4: (
-        *(
-            "doctor",
-            "arms",
-            "contrasts",
-            "seed_spreads",
-            "disruption",
-            "battery",
-            "fluency",
-            "_cells",
-        ),
+        *("doctor", "arms", "contrasts", "seed_spreads", "disruption"),
+        *("battery", "fluency", "_cells"),
         *("conflict", "model_conflicts", "patching", "_patch_setup", "patch_battery"),
         *("attribution", "patched_patterns"),
         *("twins", "twin_runs", "twin_results", "_twin_training"),

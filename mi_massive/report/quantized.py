@@ -5,6 +5,7 @@ from typing import Final
 
 from mi_massive.published import QUANTIZED_SOURCE
 from mi_massive.quantization_results import QuantizationResult
+from mi_massive.quantization_schemes import method_names
 from mi_massive.report import text
 from mi_massive.report.pictures import Picture, picture
 from mi_massive.report.tables import Table
@@ -102,7 +103,7 @@ def schemes_table(result: QuantizationResult) -> Table:
 
 
 def _methods(groups: Sequence[Sequence[str]]) -> str:
-    return ", ".join(names[0].partition(" ")[0] for names in groups)
+    return ", ".join(method_names(groups))
 
 
 def methods_table(result: QuantizationResult) -> Table:

@@ -11,7 +11,7 @@ made for. Tasks of different kinds differ in format, length and floor as well; o
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal, NamedTuple
@@ -187,6 +187,14 @@ class Task:
         """
         require_positive("n", n)
         return replace(self, examples=self.examples[:n])
+
+
+def require_different_names(tasks: Sequence[Task]) -> None:
+    """Raise ValueError if two tasks have one name: results are found by it."""
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"tasks must have different names, got {name!r} twice; rename one")
 
 
 class HubSet(NamedTuple):
