@@ -4,20 +4,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from _options import add_options as add_shared_options
+from _options import counter, load, record
 
 from mi_massive import (
     DisruptionConfig,
     DisruptionResult,
     EvaluationConfig,
-    load_model,
     load_tasks,
     make_arms,
     run_disruption,
-    save_result,
 )
 
-HERE = Path(__file__).parent
 TASKS = (
     *("passkey_128_6", "pairs_open_book", "pairs_counterfactual", "letters"),
     *("pairs_closed_book", "letters_recall", "cities", "sports"),
@@ -29,11 +27,18 @@ def add_options(
     parser: argparse.ArgumentParser, *, presets: Sequence[str], ks: Sequence[int], n_seeds: int
 ) -> None:
     """Options of every disruption experiment, with the defaults of this one."""
-    parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
+    add_shared_options(parser)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--limit", type=int, default=40, help="examples of each task")
     parser.add_argument("--presets", nargs="+", default=list(presets))
-    parser.add_argument("--k", nargs="+", type=int, default=list(ks))
+    parser.add_argument(
+        *("--k",),
+        nargs="*",
+        type=int,
+        default=list(ks),
+        help="dimensions of each head; without a number each preset's own, which for authors_* is "
+        "that of the published code",
+    )
     parser.add_argument("--seeds", type=int, default=n_seeds)
     parser.add_argument(
         *("--generate",),
@@ -43,38 +48,23 @@ def add_options(
     )
     parser.add_argument("--data", type=Path, help="folder with TASK.jsonl for tasks of the hub")
     parser.add_argument("--chat", action="store_true", help="ask in the chat template")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--cells", type=Path, default=HERE.parent / "cells")
-    parser.add_argument("--out", type=Path, default=HERE / "records")
     parser.add_argument("--record", help="beginning of the record's name instead of the script's")
 
 
 def run(experiment: str, name: str, given: argparse.Namespace) -> DisruptionResult:
     """Run one model on every task and arm, and record it; finished cells are taken from disk."""
-    model = load_model(name, device=given.device, dtype=getattr(torch, given.dtype))
+    model = load(name, given)
     tasks = load_tasks(model, given.tasks, data=given.data, limit=given.limit)
-    arms = make_arms(given.presets, ks=given.k, n_seeds=given.seeds)
+    arms = make_arms(given.presets, ks=given.k or None, n_seeds=given.seeds)
     config = DisruptionConfig(
         evaluation=EvaluationConfig(
             readouts=("generation", "options"), chat=given.chat, batch_size=given.batch_size
         ),
         generated=None if "all" in given.generate else tuple(given.generate),
     )
-    total, done = (1 + len(arms)) * len(tasks), 0
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        print(f"{done}/{total} cells", flush=True)
-
-    result = run_disruption(
-        model, tasks, arms, config=config, cells=given.cells, on_progress=progress
-    )
-    named = given.record or experiment
-    path = save_result(result, given.out / f"{named}_{Path(name).name.lower()}.json")
-    print(f"record: {path}")
+    told = counter("cells", (1 + len(arms)) * len(tasks))
+    result = run_disruption(model, tasks, arms, config=config, cells=given.cells, on_progress=told)
+    record(result, given.record or experiment, name, given)
     return result
 
 

@@ -12,21 +12,17 @@ Command: python experiments/conflict.py
 """
 
 import argparse
-from pathlib import Path
 
-import torch
+from _options import add_options, counter, load, record
 
 from mi_massive import (
     ConflictConfig,
     ConflictResult,
     load_conflicts,
-    load_model,
     make_arms,
     run_conflict,
-    save_result,
 )
 
-HERE = Path(__file__).parent
 PRESETS = (
     *("paper", "sink_preserving", "sink_only"),
     *("smallest", "same_band", "norm_matched", "effect_matched"),
@@ -36,31 +32,20 @@ PRESETS = (
 def main() -> None:
     """Run every model, record it and print what was found."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
+    add_options(options)
     options.add_argument("--limit", type=int, default=350, help="facts asked, known or not")
     options.add_argument("--presets", nargs="*", default=list(PRESETS))
     options.add_argument("--random-seeds", type=int, default=3, help="seeds of the arm `random`")
     options.add_argument("--k", nargs="+", type=int, default=[4])
     options.add_argument("--legacy", type=int, default=40, help="questions as published")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    options.add_argument("--batch-size", type=int, default=8)
-    options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
-    options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
     arms = make_arms(given.presets, ks=given.k) if given.presets else ()
     if given.random_seeds:
         arms += make_arms(("random",), ks=given.k, n_seeds=given.random_seeds)
-    total, done = (1 + len(arms)) * (2 if given.legacy else 1), 0
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        print(f"{done}/{total} conditions", flush=True)
-
+    total = (1 + len(arms)) * (2 if given.legacy else 1)
     for name in given.models:
-        model = load_model(name, device=given.device, dtype=getattr(torch, given.dtype))
+        model = load(name, given)
         result = run_conflict(
             model,
             load_conflicts(model, limit=given.limit, seed=given.seed),
@@ -69,11 +54,10 @@ def main() -> None:
                 batch_size=given.batch_size, legacy_examples=given.legacy, seed=given.seed
             ),
             cells=given.cells,
-            on_progress=progress,
+            on_progress=counter("conditions", total),
         )
-        path = save_result(result, given.out / f"conflict_{Path(name).name.lower()}.json")
         print_result(result)
-        print(f"record: {path}")
+        record(result, "conflict", name, given)
 
 
 def print_result(result: ConflictResult) -> None:

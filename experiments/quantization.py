@@ -13,23 +13,19 @@ Command: python experiments/quantization.py
 """
 
 import argparse
-from pathlib import Path
 
-import torch
+from _options import add_options, counter, load, record
 
 from mi_massive import (
     EvaluationConfig,
     QuantizationConfig,
     QuantizationResult,
     compare_quantized,
-    load_model,
     load_tasks,
-    save_result,
 )
 from mi_massive.quantization_schemes import make_schemes
 from mi_massive.weight_protection import WeightProtectionConfig
 
-HERE = Path(__file__).parent
 TASKS = (
     *("passkey_128_6", "pairs_open_book", "pairs_counterfactual", "letters"),
     *("letters_recall", "pairs_closed_book"),
@@ -39,7 +35,7 @@ TASKS = (
 def main() -> None:
     """Run every model, record it and print what was found."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
+    add_options(options)
     options.add_argument("--tasks", nargs="*", default=list(TASKS))
     options.add_argument("--limit", type=int, default=40, help="examples of each task")
     options.add_argument("--passkeys", type=int, default=16, help="examples of pass keys")
@@ -54,34 +50,20 @@ def main() -> None:
     options.add_argument("--row-task-bits", nargs="*", type=int, default=[2])
     options.add_argument("--row-seeds", type=int, default=2, help="of random and same-band rows")
     options.add_argument("--row-tasks", nargs="*", default=["pairs_open_book", "pairs_closed_book"])
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    options.add_argument("--batch-size", type=int, default=8)
-    options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
-    options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
     config = configure(given)
-    done = 0
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        print(f"{done} pieces", flush=True)
-
     for name in given.models:
-        done = 0
-        model = load_model(name, device=given.device, dtype=getattr(torch, given.dtype))
+        model = load(name, given)
         limits = {"passkey": given.passkeys, "letters": given.letters}
         tasks = [
             task.first(limits.get(task.name.partition("_")[0], given.limit))
             for task in load_tasks(model, given.tasks)
         ]
         result = compare_quantized(
-            model, tasks, config=config, cells=given.cells, on_progress=progress
+            model, tasks, config=config, cells=given.cells, on_progress=counter("pieces")
         )
-        path = save_result(result, given.out / f"quantization_{Path(name).name.lower()}.json")
         print_result(result)
-        print(f"record: {path}")
+        record(result, "quantization", name, given)
 
 
 def configure(given: argparse.Namespace) -> QuantizationConfig:

@@ -14,29 +14,25 @@ Command: python experiments/state_quantization.py
 """
 
 import argparse
-from pathlib import Path
 
-import torch
+from _options import add_options, counter, load, record
 
 from mi_massive import (
     EvaluationConfig,
     QuantizationPlan,
     StateQuantizationConfig,
     StateQuantizationResult,
-    load_model,
     load_tasks,
     run_state_quantization,
-    save_result,
 )
 
-HERE = Path(__file__).parent
 TASKS = ("passkey_128_6", "pairs_open_book", "pairs_closed_book")
 
 
 def main() -> None:
     """Run every model, record it and print what was found."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
+    add_options(options)
     options.add_argument("--tasks", nargs="*", default=list(TASKS))
     options.add_argument("--limit", type=int, default=24, help="examples of each task")
     options.add_argument("--passkeys", type=int, default=12, help="examples of pass keys")
@@ -49,11 +45,6 @@ def main() -> None:
     options.add_argument(
         "--cache", action="store_true", help="keys before the rotation, per channel, and values"
     )
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    options.add_argument("--batch-size", type=int, default=8)
-    options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
-    options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
     plan = QuantizationPlan(
         symmetric=given.symmetric, granularity="channel" if given.per_channel else "token"
@@ -75,28 +66,18 @@ def main() -> None:
     )
     arms = config.arms()
     total = len(arms) + len(given.tasks) * sum(config.asks(arm) for arm in arms)
-    done = 0
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        print(f"{done}/{total} pieces", flush=True)
-
     for name in given.models:
-        done = 0
-        model = load_model(name, device=given.device, dtype=getattr(torch, given.dtype))
+        model = load(name, given)
         tasks = [
             task.first(given.passkeys if task.name.startswith("passkey") else given.limit)
             for task in load_tasks(model, given.tasks)
         ]
         result = run_state_quantization(
-            model, tasks, config=config, cells=given.cells, on_progress=progress
+            model, tasks, config=config, cells=given.cells, on_progress=counter("pieces", total)
         )
         kind = "_cache" if given.cache else "_per_channel" if given.per_channel else ""
-        stem = f"state_quantization{kind}_{Path(name).name.lower()}"
-        path = save_result(result, given.out / f"{stem}.json")
         print_result(result)
-        print(f"record: {path}")
+        record(result, f"state_quantization{kind}", name, given)
 
 
 def print_result(result: StateQuantizationResult) -> None:

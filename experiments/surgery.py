@@ -14,29 +14,25 @@ Command: python experiments/surgery.py
 """
 
 import argparse
-from pathlib import Path
 
-import torch
+from _options import add_options, counter, load, record
 
 from mi_massive import (
     EvaluationConfig,
     SurgeryConfig,
     SurgeryResult,
-    load_model,
     load_tasks,
     run_surgery,
-    save_result,
     surgery_arms,
 )
 
-HERE = Path(__file__).parent
 TASKS = ("passkey_128_6", "pairs_closed_book", "pairs_counterfactual")
 
 
 def main() -> None:
     """Run every model, record it and print what was found."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
+    add_options(options)
     options.add_argument("--tasks", nargs="+", default=list(TASKS))
     options.add_argument("--limit", type=int, default=24, help="examples of each task")
     options.add_argument("--passkeys", type=int, default=12, help="examples of pass keys")
@@ -44,22 +40,10 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=1, help="of the random pairs")
     options.add_argument("--generate", nargs="*", default=[], help="tasks answered in words")
     options.add_argument("--neutral", type=int, default=8, help="passages of neutral text")
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    options.add_argument("--batch-size", type=int, default=8)
-    options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
-    options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
     arms = surgery_arms(n_bands=given.bands, n_seeds=given.seeds)
-    total, done = len(arms) * len(given.tasks), 0
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        print(f"{done}/{total} cells", flush=True)
-
     for name in given.models:
-        model = load_model(name, device=given.device, dtype=getattr(torch, given.dtype))
+        model = load(name, given)
         tasks = [
             task.first(given.passkeys if task.name.startswith("passkey") else given.limit)
             for task in load_tasks(model, given.tasks)
@@ -70,11 +54,15 @@ def main() -> None:
             n_neutral=given.neutral,
         )
         result = run_surgery(
-            model, arms, tasks, config=config, cells=given.cells, on_progress=progress
+            model,
+            arms,
+            tasks,
+            config=config,
+            cells=given.cells,
+            on_progress=counter("cells", total),
         )
-        path = save_result(result, given.out / f"surgery_{Path(name).name.lower()}.json")
         print_result(result)
-        print(f"record: {path}")
+        record(result, "surgery", name, given)
 
 
 def print_result(result: SurgeryResult) -> None:
