@@ -197,6 +197,18 @@ def test_a_training_reproduces_bit_by_bit_whatever_the_workers(tmp_path: Path) -
     assert first.steps == (0, 6)
 
 
+def test_every_encoding_is_trained_and_measured(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        CONFIG, arms=tuple(TWIN_ARMS), corpus="stdlib", n_steps=2, n_measured=2, n_windows=2
+    )
+    result = train_twins(config, folder=tmp_path, n_workers=1)
+    assert result.failures == {}
+    for run in result.runs:
+        assert bool(torch.isfinite(run.loss).all())
+        assert bool(torch.isfinite(run.q).all())
+        assert bool(((run.sink > 0) & (run.sink < 1)).all())
+
+
 def test_a_killed_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, arms=("rope",), n_steps=40, n_measured=3)
     whole = train_twins(config, folder=tmp_path / "whole", n_workers=1)

@@ -178,9 +178,10 @@ def _register(kernel: str) -> str:
 
 
 def _implementation(module: nn.Module, kernel: str) -> Callable[..., Any]:
-    if kernel == "eager":
-        return cast(Any, sys.modules[type(module).__module__]).eager_attention_forward
-    return cast(Any, ALL_ATTENTION_FUNCTIONS)[kernel]
+    if kernel != "eager":
+        return cast(Any, ALL_ATTENTION_FUNCTIONS)[kernel]
+    homes = [sys.modules[kind.__module__] for kind in type(module).__mro__]
+    return next(h.eager_attention_forward for h in homes if hasattr(h, "eager_attention_forward"))
 
 
 def _wrap_attn_method(module: Any) -> None:
