@@ -10,7 +10,10 @@ import argparse
 
 from _battery import add_options, print_scores, run
 
-PRESETS = ("paper", "random", "norm_matched")
+PRESETS = (
+    *("paper", "sink_preserving", "sink_only"),
+    *("smallest", "random", "same_band", "norm_matched", "effect_matched"),
+)
 TASKS = ("passkey_128_6", "pairs_counterfactual", "pairs_closed_book", "letters_recall")
 """Two contextual and two parametric tasks that the default model can do."""
 

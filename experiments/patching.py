@@ -45,7 +45,9 @@ PARTS = {
 pairs of single heads are estimated by gradients and their largest patched."""
 
 
-def choose_pairs(model: HookedModel, limit: int, *, known: bool) -> list[PromptPair]:
+def choose_pairs(
+    model: HookedModel, limit: int, *, known: bool, corrupted: str
+) -> list[PromptPair]:
     """Conflicts of the four most common lengths: pairs of one length share a pass."""
     found = load_conflicts(model)
     asked = known_conflicts(model, found) if known else found.conflicts
@@ -53,7 +55,7 @@ def choose_pairs(model: HookedModel, limit: int, *, known: bool) -> list[PromptP
     common = [length for length, _ in lengths.most_common(4)]
     each = -(-limit // max(1, len(common)))
     chosen = [[c for c in asked if len(c.conflicting) == n][:each] for n in common]
-    return conflict_pairs([conflict for part in chosen for conflict in part])
+    return conflict_pairs([conflict for part in chosen for conflict in part], corrupted=corrupted)
 
 
 def measure(
@@ -108,6 +110,12 @@ def main() -> None:
         default=True,
         help="only facts that the model knows closed-book: without one there is no conflict",
     )
+    options.add_argument(
+        *("--corrupted",),
+        choices=["consistent", "neutral"],
+        default="consistent",
+        help="the context that agrees with memory, or one about something else of the same length",
+    )
     options.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     options.add_argument("--k", type=int, default=2, help="pairs of each head in massive arms")
     options.add_argument("--rows", type=int, default=64, help="rows of a forward pass")
@@ -116,11 +124,14 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
     model = load_model(given.model, device=given.device)
-    pairs = choose_pairs(model, given.limit, known=given.known)
+    pairs = choose_pairs(model, given.limit, known=given.known, corrupted=given.corrupted)
+    kind = "" if given.corrupted == "consistent" else f"{given.corrupted}_"
     for part in given.parts:
         result = measure(part, model, pairs, given)
         report(part, result)
-        save_result(result, given.out / f"patching_{part}_{Path(given.model).name.lower()}.json")
+        save_result(
+            result, given.out / f"patching_{kind}{part}_{Path(given.model).name.lower()}.json"
+        )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from mi_massive._checks import require_in_range, require_not_empty
 from mi_massive.arms import Arm, matched_controls, prepare_arms
 from mi_massive.attention_effects import EffectsResult
 from mi_massive.contrasts import ArmContrast, contrasts
+from mi_massive.evaluation import with_tasks
 from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
 from mi_massive.records import Provenance
@@ -185,7 +186,7 @@ def run_disruption(
         ),
         effects=effects,
         config=config,
-        provenance=effects.provenance,
+        provenance=with_tasks(effects.provenance, intact, seed=config.seed),
     )
 
 

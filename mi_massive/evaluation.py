@@ -19,6 +19,7 @@ from mi_massive.interventions import Edits, Intervention, disrupt
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
+from mi_massive.records import Provenance
 from mi_massive.scores import Answer, EvaluationConfig, TaskResult
 from mi_massive.tasks.base import Example, Task
 
@@ -114,6 +115,18 @@ def evaluate_within(
     with context() as done:
         result = evaluate(model, task, config=config)
     return replace(result, n_edits=done.total)
+
+
+def with_tasks(provenance: Provenance, results: Sequence[TaskResult], *, seed: int) -> Provenance:
+    """The provenance of a result's neutral text, with every task that was asked beside it.
+
+    Settings gain `task NAME`: version of the task, number of examples, digest of these.
+    """
+    asked = {
+        f"task {r.task}": f"version {r.version}, {len(r.answers)} examples, digest {r.digest}"
+        for r in results
+    }
+    return replace(provenance, settings={**provenance.settings, **asked}, seed=seed)
 
 
 def ask(model: HookedModel, task: Task, config: EvaluationConfig) -> TokenizedPrompts:

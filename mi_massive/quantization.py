@@ -11,7 +11,6 @@ Does not show: speed or memory, or that a method wins because of massive values.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from mi_massive.axes import Projection
 from mi_massive.capture import capture_norms
 from mi_massive.concentration import massive_mask
 from mi_massive.contrasts import ArmContrast, GroupContrast, contrasts, group_contrast
+from mi_massive.evaluation import with_tasks
 from mi_massive.models.base import HookedModel
 from mi_massive.models.compression import quantization_of, quantize
 from mi_massive.norms import AttentionNorms
@@ -149,7 +149,7 @@ def compare_quantized(
         methods=_methods(intact, by_arm, config),
         rows=rows,
         config=config,
-        provenance=replace(effects.provenance, seed=config.seed),
+        provenance=with_tasks(effects.provenance, intact, seed=config.seed),
     )
 
 

@@ -27,7 +27,7 @@ from mi_massive.attention_effects import EffectsResult, measure_contexts
 from mi_massive.axes import Projection
 from mi_massive.capture import capture_norms
 from mi_massive.contrasts import ArmContrast, contrasts
-from mi_massive.evaluation import evaluate_within
+from mi_massive.evaluation import evaluate_within, with_tasks
 from mi_massive.models.base import HookedModel
 from mi_massive.prompts import TokenizedPrompts, default_passages, tokenize_prompts
 from mi_massive.protection import StateQuantizationConfig, StateQuantizationResult
@@ -44,6 +44,7 @@ def run_state_quantization(
     model: HookedModel,
     tasks: Sequence[Task],
     *,
+    passages: TokenizedPrompts | None = None,
     config: StateQuantizationConfig | None = None,
     cells: Path | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -51,8 +52,10 @@ def run_state_quantization(
     """Measure full precision and every arm of the factorial on neutral text and on tasks.
 
     Args:
-        model: From `load_model`; a decoder with a language-modelling head and a tokenizer.
+        model: From `load_model`; a decoder with a language-modelling head.
         tasks: From `load_tasks`; none leaves neutral text alone.
+        passages: Text whose norms decide what is massive, and whose first prompts, cut, are the
+            neutral text; the package's own by default, which needs a tokenizer.
         config: Levels of the factorial, read-outs, neutral text.
         cells: Folder for every finished piece; a later run with the same arguments takes them from
             there.
@@ -63,19 +66,25 @@ def run_state_quantization(
         Gains of the massive channels beside those of equally many others, per extra bit stored.
 
     Raises:
-        ValueError: If two tasks have one name, a plan does not fit the model (see
-            `quantized_states`), `same_band` is asked of a model that does not rotate, or a task
-            cannot be asked (see `evaluate`).
+        ValueError: If two tasks have one name, there are fewer passages than `n_neutral`, a plan
+            does not fit the model (see `quantized_states`), `same_band` is asked of a model that
+            does not rotate, or a task cannot be asked (see `evaluate`).
         UnsupportedModelError: If the model was wrapped or cannot answer.
     """
     config = config or StateQuantizationConfig()
     require_different_names(tasks)
-    passages = tokenize_prompts(model.tokenizer, default_passages())
+    if passages is None:
+        passages = tokenize_prompts(model.tokenizer, default_passages())
+    if config.n_neutral > len(passages):
+        raise ValueError(
+            f"n_neutral must be at most the number of passages ({len(passages)}), got "
+            f"{config.n_neutral}; give more, or lower it"
+        )
     norms = kept(
         cells, "norms", model, {"p": passages.digest}, partial(capture_norms, model, passages)
     )
     neutral = tokenize_prompts(
-        model.tokenizer, default_passages()[: config.n_neutral], max_length=config.neutral_length
+        None, passages.input_ids[: config.n_neutral], max_length=config.neutral_length
     )
     arms = config.arms()
     masks = {arm.name: arm.masks(norms) for arm in arms}
@@ -85,7 +94,6 @@ def run_state_quantization(
     }
     quantizers = {arm.name: make_quantizer(model, arm.plan, masks[arm.name]) for arm in arms}
     told: Callable[[int], None] = on_progress or (lambda _: None)
-    # Norms on the default passages decide what is massive.
     digests = {"prompts": neutral.digest, "p": passages.digest}
     effects = _effects(model, arms, contexts, neutral, digests, cells, told)
     massive: dict[Projection, Bool[Tensor, "layer head d_head"]] = {
@@ -116,7 +124,7 @@ def run_state_quantization(
         cells=cells_of(intact, by_arm, seed=config.seed) if tasks else (),
         contrasts=_contrasts(intact, by_arm, asked, config),
         config=config,
-        provenance=replace(effects.provenance, seed=config.seed),
+        provenance=with_tasks(effects.provenance, intact, seed=config.seed),
     )
 
 

@@ -25,7 +25,7 @@ from mi_massive.attention_effects import EffectsResult, measure_contexts
 from mi_massive.capture import capture_norms
 from mi_massive.contrasts import ArmContrast, contrasts
 from mi_massive.distances import DistanceCell, answer_distances, distance_cells
-from mi_massive.evaluation import evaluate_within
+from mi_massive.evaluation import evaluate_within, with_tasks
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.position_shares import PositionSharesConfig, PositionSharesResult
@@ -204,7 +204,7 @@ def run_surgery(
         shares=_shares(model, norms, config, cells),
         norms=rotation_norms(norms),
         config=config,
-        provenance=replace(effects.provenance, seed=config.seed),
+        provenance=with_tasks(effects.provenance, intact, seed=config.seed),
         left_out=tuple(name for name in names if name not in contexts),
     )
 

@@ -23,11 +23,12 @@ import torch
 
 from mi_massive._cells import kept_at
 from mi_massive._checks import require_in_range
-from mi_massive._twin_corpora import Corpus, load_corpus
+from mi_massive._twin_corpora import Corpus, held_out_seed, load_corpus
 from mi_massive._twin_training import CHECKPOINT, TwinProgress, train_twin
 from mi_massive.models.base import HookedModel
 from mi_massive.models.load import require_device
 from mi_massive.models.twins import build_twin, hold_twin
+from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
 from mi_massive.records import (
     Provenance,
     command_line,
@@ -153,6 +154,23 @@ def load_twin(
     return hold_twin(
         cast(Any, model).to(device=require_device(device)), name=f"twin {arm}", folder=place
     )
+
+
+def held_out_prompts(config: TwinsConfig, *, n: int = 32, seed: int = 0) -> TokenizedPrompts:
+    """Windows of the corpus that no twin was trained on, for analyses of one of them.
+
+    Args:
+        config: What the twins were trained with.
+        n: Windows of the twins' context.
+        seed: Of their places; twins were measured on those of other seeds.
+    """
+    windows = _corpus(config).draw(
+        n,
+        context=config.shape.context,
+        seed=held_out_seed(config.n_seeds + seed),
+        held_out=True,
+    )
+    return tokenize_prompts(None, cast("list[list[int]]", windows.ids.tolist()))
 
 
 class _StoppedError(Exception):

@@ -125,6 +125,15 @@ def test_every_cell_is_that_of_an_evaluation_on_its_own(
             assert cell.distinct_2.effect == pytest.approx(np.nanmean(shares), nan_ok=True)
 
 
+def test_the_provenance_names_what_was_asked(tasks: list[Task], result: DisruptionResult) -> None:
+    for task in tasks:
+        n = len(task.examples)
+        assert result.provenance.settings[f"task {task.name}"] == (
+            f"version {task.version}, {n} examples, digest {task.digest}"
+        )
+    assert result.provenance.seed == QUICK.seed
+
+
 def test_p_values_are_corrected_over_all_cells_of_the_arms(
     model: HookedModel, tasks: list[Task], result: DisruptionResult
 ) -> None:

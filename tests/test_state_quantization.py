@@ -84,6 +84,25 @@ def fixture_result(model: HookedModel, tasks: list[Task], cells: Path) -> StateQ
     return run_state_quantization(model, tasks, config=QUICK, cells=cells)
 
 
+class TestPassages:
+    def test_those_of_the_package_are_the_default(
+        self, model: HookedModel, result: StateQuantizationResult
+    ) -> None:
+        own = tokenize_prompts(model.tokenizer, default_passages())
+        given = run_state_quantization(model, [], passages=own, config=QUICK)
+        assert given.extra_bits == result.extra_bits
+        assert torch.equal(given.effects.cross_entropy, result.effects.cross_entropy)
+        bare = tokenize_prompts(None, own.input_ids[::-1])
+        other = run_state_quantization(model, [], passages=bare, config=QUICK)
+        assert not torch.equal(other.effects.cross_entropy, result.effects.cross_entropy)
+
+    def test_too_few_are_refused(self, model: HookedModel) -> None:
+        one = tokenize_prompts(None, [IDS])
+        expected = r"n_neutral must be at most the number of passages \(1\), got 2; give more"
+        with pytest.raises(ValueError, match=expected):
+            run_state_quantization(model, [], passages=one, config=QUICK)
+
+
 class TestArms:
     def test_the_factorial(self) -> None:
         arms = [arm.name for arm in QUICK.arms() if arm.plan.bits == 3]

@@ -19,7 +19,7 @@ from mi_massive.presets import preset
 from mi_massive.records import load_result, save_result
 from mi_massive.twin_arms import TWIN_ARMS, TwinShape
 from mi_massive.twin_runs import TwinsConfig
-from mi_massive.twins import load_twin, train_twins
+from mi_massive.twins import held_out_prompts, load_twin, train_twins
 
 SHAPE = TwinShape(n_layers=2, n_heads=2, d_head=16, context=48)
 CONFIG = TwinsConfig(
@@ -249,6 +249,21 @@ def test_a_damaged_checkpoint_is_trained_anew(tmp_path: Path) -> None:
         (folder / "checkpoint.safetensors").write_bytes(b"cut short")
     again = train_twins(CONFIG, folder=tmp_path)
     assert torch.equal(first.runs[0].loss, again.runs[0].loss)
+
+
+def test_held_out_prompts_are_new_to_every_twin(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, corpus="stdlib")
+    prompts = held_out_prompts(config, n=5)
+    assert [len(ids) for ids in prompts.input_ids] == [SHAPE.context] * 5
+    corpus: Any = load_corpus("stdlib", context=SHAPE.context)
+    cut = len(corpus.text) - corpus.held_out_bytes
+    trained, kept = (bytes(part.tolist()) for part in (corpus.text[:cut], corpus.text[cut:]))
+    for ids in prompts.input_ids:
+        assert ids[0] == _twin_corpora.BEGIN
+        assert bytes(ids[1:]) in kept
+        assert bytes(ids[1:]) not in trained
+    assert held_out_prompts(config, n=5) == prompts
+    assert held_out_prompts(config, n=5, seed=1) != prompts
 
 
 def test_the_arms_of_a_seed_see_the_same_windows(

@@ -54,7 +54,7 @@
       var bar = layout.coloraxis.colorbar;
       bar.orientation = "h";
       bar.title = { text: bar.title.text.split("<br>").join(" ").trim(), side: "top", font: { size: 12 } };
-      bar.len = 1;
+      bar.len = 0.9; /* Half of the last tick label stands beyond the bar. */
       bar.x = 0.5;
       bar.y = 1 + 34 / (panels * tall);
       bar.yanchor = "bottom";
