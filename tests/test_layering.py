@@ -43,7 +43,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Touch a model: the only importers of transformer_lens and transformers.
     2: (
         *("models", "capture", "pattern_capture"),
-        *("generation", "next_tokens", "_prompt_batches"),
+        *("generation", "token_scores", "next_tokens", "_prompt_batches"),
         *("interventions", "_choices", "_disruptor", "_sources", "presets", "attention_effects"),
         *("_patch_runs", "operation", "share_capture", "quantizer", "state_errors", "weight_rows"),
     ),
