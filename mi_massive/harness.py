@@ -45,7 +45,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
 except ImportError as error:
-    raise ImportError(
+    raise RuntimeError(
         f"the extra 'lm-eval' must be installed to run tasks of the harness, got no {error.name}; "
         "run `pip install 'mi-massive[lm-eval]'`"
     ) from error
