@@ -137,12 +137,14 @@ class DisruptedLM(HFLM):
             meaning.require_ready(self.hooked, self.intervention)
         self._options = options
         self.n_edits = 0
-        tokenizer = copy.deepcopy(self.hooked.tokenizer)  # may be given a padding token
+        tokenizer: Any = copy.deepcopy(self.hooked.tokenizer)  # may be given a padding token
+        if options.get("add_bos_token") is not None:  # the harness says it to `from_pretrained`
+            tokenizer.add_bos_token = options["add_bos_token"]
         with _silenced("lm_eval.models.huggingface"):  # that it got a model and not a name
             super().__init__(
                 cast(Any, plain),
                 backend="causal",
-                tokenizer=cast(Any, tokenizer),
+                tokenizer=tokenizer,
                 batch_size=n_batch,
                 **options,
             )

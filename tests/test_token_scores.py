@@ -64,7 +64,7 @@ def test_under_an_edit_all_of_a_text_but_its_last_token_is_prompt(
         with disrupt(model, EDIT):
             assert_same(scores, by_hand(model.plain, ids, n))
     intact = score_texts(model, TEXTS, N_SCORED)
-    assert abs(found[0].log_probs[0] - intact[0].log_probs[0]) > 1e-2
+    assert abs(found[0].log_probs[2] - intact[0].log_probs[2]) > 1e-2
 
 
 def test_only_what_a_model_would_say_is_greedy(models: dict[str, HookedModel]) -> None:
