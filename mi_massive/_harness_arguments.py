@@ -4,9 +4,11 @@ They come from one line such as `pretrained=smollm2-135m-instruct,preset=paper,k
 cannot mean anything is refused here, before a task is loaded.
 """
 
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Final
 
 import torch
 
@@ -20,6 +22,26 @@ from mi_massive.presets import PRESETS, preset
 from mi_massive.prompts import default_passages, tokenize_prompts
 
 Layers = int | str | Sequence[int] | None
+
+OWN: Final = (
+    *("pretrained", "preset", "k", "seed", "layers", "device", "dtype", "revision"),
+    *("trust_remote_code", "batch_size"),
+)
+PASSED_ON: Final = (
+    *("add_bos_token", "prefix_token_id", "max_length", "truncation"),
+    *("chat_template_args", "enable_thinking", "think_end_token"),
+)
+"""Arguments that mean what they mean to the harness's own model `hf`."""
+
+
+def require_known(options: Mapping[str, Any]) -> None:
+    """Raise ValueError if an argument beside our own is none of the harness's that are served."""
+    for name in options:
+        if name not in PASSED_ON:
+            raise ValueError(
+                f"model_args must be among {', '.join(OWN + PASSED_ON)}, got {name!r}; leave it "
+                "out, or run the harness's own model hf"
+            )
 
 
 def require_sense(
@@ -120,6 +142,14 @@ def chosen_arm(
     )
     (matched,) = match_arms(model, (arm,), neutral)
     return matched
+
+
+def own_tokenizer(model: HookedModel, options: Mapping[str, Any]) -> Any:
+    """A copy of the model's tokenizer, for the harness may give it a padding token."""
+    tokenizer: Any = copy.deepcopy(model.tokenizer)
+    if options.get("add_bos_token") is not None:  # the harness says it while it loads one
+        tokenizer.add_bos_token = options["add_bos_token"]
+    return tokenizer
 
 
 def in_layers(intervention: Intervention, layers: Layers) -> Intervention:

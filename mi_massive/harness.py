@@ -21,7 +21,6 @@ Does not show: chance, an interval on the change, or a control. Run a control's 
 tasks, and see `mi_massive.run_disruption` for the paired comparison.
 """
 
-import copy
 import json
 import logging
 import sys
@@ -50,21 +49,12 @@ except ImportError as error:
         "run `pip install 'mi-massive[lm-eval]'`"
     ) from error
 
-NAME: Final = "mi_massive"
-"""Of the model in the harness."""
-
-PASSED_ON: Final = (
-    *("add_bos_token", "prefix_token_id", "max_length", "truncation"),
-    *("chat_template_args", "enable_thinking", "think_end_token"),
-)
-"""Arguments that mean what they mean to the harness's own model `hf`."""
-
 _logger = logging.getLogger(f"lm_eval.{__name__}")
 _IDENTITY: Final = "mi_massive"
 """Key of a cache of answers under which stands whose they are."""
 
 
-@register_model(NAME)
+@register_model("mi_massive")
 class DisruptedLM(HFLM):
     """A model of this package as the harness wants it, edited while it answers.
 
@@ -106,20 +96,15 @@ class DisruptedLM(HFLM):
             revision: Branch, tag or commit of a hub model.
             trust_remote_code: Whether the model's own Python files may run.
             batch_size: Prompts of a batch; the options of a question share its prompt.
-            options: Those of `PASSED_ON`.
+            options: As for the harness's model `hf`: `max_length`, `truncation`, `add_bos_token`,
+                `prefix_token_id`, `chat_template_args`, `enable_thinking`, `think_end_token`.
 
         Raises:
             ValueError: If an argument does not exist, means nothing beside the others, or the
                 preset's strength cannot be matched on this model.
             UnsupportedModelError: If the model cannot answer.
         """
-        unknown = [name for name in options if name not in PASSED_ON]
-        if unknown:
-            known = "pretrained, preset, k, seed, layers, device, dtype, revision, batch_size"
-            raise ValueError(
-                f"model_args must be among {known}, trust_remote_code, {', '.join(PASSED_ON)}, got "
-                f"{unknown[0]!r}; leave it out, or run the harness's own model hf"
-            )
+        meaning.require_known(options)
         n_batch = meaning.whole_number("batch_size", batch_size)
         meaning.require_sense(preset, k=k, seed=seed, layers=layers, intervention=intervention)
         self.hooked = meaning.loaded(
@@ -137,14 +122,11 @@ class DisruptedLM(HFLM):
             meaning.require_ready(self.hooked, self.intervention)
         self._options = options
         self.n_edits = 0
-        tokenizer: Any = copy.deepcopy(self.hooked.tokenizer)  # may be given a padding token
-        if options.get("add_bos_token") is not None:  # the harness says it to `from_pretrained`
-            tokenizer.add_bos_token = options["add_bos_token"]
         with _silenced("lm_eval.models.huggingface"):  # that it got a model and not a name
             super().__init__(
                 cast(Any, plain),
                 backend="causal",
-                tokenizer=tokenizer,
+                tokenizer=meaning.own_tokenizer(self.hooked, options),
                 batch_size=n_batch,
                 **options,
             )
