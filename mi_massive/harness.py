@@ -26,7 +26,7 @@ import logging
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, Final
 from unittest.mock import patch
 
 import torch
@@ -41,7 +41,7 @@ from mi_massive.token_scores import TokenScores, score_continuations, score_text
 
 try:
     from lm_eval.__main__ import cli_evaluate
-    from lm_eval.api.registry import register_model
+    from lm_eval.api import registry
     from lm_eval.models.huggingface import HFLM
 except ImportError as error:
     raise RuntimeError(
@@ -49,13 +49,15 @@ except ImportError as error:
         "run `pip install 'mi-massive[lm-eval]'`"
     ) from error
 
+_Base: Any = HFLM  # its decorator hides its type
+_register: Any = registry
 _logger = logging.getLogger(f"lm_eval.{__name__}")
 _IDENTITY: Final = "mi_massive"
 """Key of a cache of answers under which stands whose they are."""
 
 
-@register_model("mi_massive")
-class DisruptedLM(HFLM):
+@_register.register_model("mi_massive")
+class DisruptedLM(_Base):
     """A model of this package as the harness wants it, edited while it answers.
 
     Attributes:
@@ -124,7 +126,7 @@ class DisruptedLM(HFLM):
         self.n_edits = 0
         with _silenced("lm_eval.models.huggingface"):  # that it got a model and not a name
             super().__init__(
-                cast(Any, plain),
+                plain,
                 backend="causal",
                 tokenizer=meaning.own_tokenizer(self.hooked, options),
                 batch_size=n_batch,

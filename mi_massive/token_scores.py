@@ -11,7 +11,7 @@ Does not show: what a model would say itself; `mi_massive.generation` has that.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -161,10 +161,9 @@ def _score(plain: Any, batch: Batch, continuations: list[Rows]) -> list[list[Tok
 
 def _scores_of(log_probs: Float[Tensor, "pos vocabulary"], tokens: Sequence[int]) -> TokenScores:
     wanted = torch.tensor(list(tokens), device=log_probs.device)
-    own = log_probs.gather(1, wanted[:, None])[:, 0]
-    return TokenScores(
-        log_probs=tuple(own.tolist()), greedy=bool((log_probs.argmax(dim=-1) == wanted).all())
-    )
+    own: list[float] = cast(Any, log_probs.gather(1, wanted[:, None])[:, 0]).tolist()
+    greedy = bool((log_probs.argmax(dim=-1) == wanted).all())
+    return TokenScores(log_probs=tuple(own), greedy=greedy)
 
 
 def _require_copies(cache: Any) -> None:
