@@ -96,7 +96,7 @@ def test_help_names_every_option(command: str, run: Run) -> None:
     options["surgery"] = ["--tasks", "--limit", "--bands", "--seeds", "--cells", "--save", "--json"]
     options["quantize"] = ["--method", "--bits", "--group", "--calibration", "--seeds", "--save"]
     options["twins"] = ["--folder", "--arms", "--seeds", "--corpus", "--steps", "--dtype", "--json"]
-    options["lm-eval"] = ["--model mi_massive", "--model_args", "preset", "lm-eval run --help"]
+    options["lm-eval"] = ["--model_args", "pretrained", "preset", "layers", "run --help"]
     options["patch"] = ["--site", "--granularity", "--groups", "--limit", "--cells", "--json"]
     common = [
         "--prompts",
