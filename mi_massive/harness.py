@@ -26,7 +26,7 @@ import logging
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, Final
 from unittest.mock import patch
 
 import torch
@@ -138,17 +138,22 @@ class DisruptedLM(_Base):
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and whether it is greedy."""
         with self._editing(requests):
-            return cast(Any, super()).loglikelihood(requests, disable_tqdm=disable_tqdm)
+            found: list[tuple[float, bool]] = super().loglikelihood(
+                requests, disable_tqdm=disable_tqdm
+            )
+            return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each text, read in windows that are a prompt each."""
         with self._editing(requests):
-            return cast(Any, super()).loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            return found
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers to each context, up to a stop text."""
         with self._editing(requests):
-            return cast(Any, super()).generate_until(requests, disable_tqdm=disable_tqdm)
+            found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            return found
 
     def get_model_info(self) -> dict[str, Any]:
         """What stands in the results: the model, the edit, and how much was edited."""
@@ -263,9 +268,10 @@ class DisruptedLM(_Base):
     ) -> torch.Tensor:
         """Continue a batch of contexts, which are the prompt whatever follows."""
         with stating_prompt(context.shape[1]):
-            return cast(Any, super())._model_generate(
+            found: torch.Tensor = super()._model_generate(
                 context, max_length, stop, **generation_kwargs
             )
+            return found
 
 
 @contextmanager
