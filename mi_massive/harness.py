@@ -49,7 +49,7 @@ except ImportError as error:
         "run `pip install 'mi-massive[lm-eval]'`"
     ) from error
 
-_Base: Any = HFLM  # its decorator hides its type
+_Base: Any = HFLM  # its decorator hides its type, and `super()` has none then
 _register: Any = registry
 _logger = logging.getLogger(f"lm_eval.{__name__}")
 _IDENTITY: Final = "mi_massive"
@@ -138,22 +138,17 @@ class DisruptedLM(_Base):
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and whether it is greedy."""
         with self._editing(requests):
-            found: list[tuple[float, bool]] = super().loglikelihood(
-                requests, disable_tqdm=disable_tqdm
-            )
-            return found
+            return _Base.loglikelihood(self, requests, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each text, read in windows that are a prompt each."""
         with self._editing(requests):
-            found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-            return found
+            return _Base.loglikelihood_rolling(self, requests, disable_tqdm=disable_tqdm)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers to each context, up to a stop text."""
         with self._editing(requests):
-            found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
-            return found
+            return _Base.generate_until(self, requests, disable_tqdm=disable_tqdm)
 
     def get_model_info(self) -> dict[str, Any]:
         """What stands in the results: the model, the edit, and how much was edited."""
@@ -268,10 +263,7 @@ class DisruptedLM(_Base):
     ) -> torch.Tensor:
         """Continue a batch of contexts, which are the prompt whatever follows."""
         with stating_prompt(context.shape[1]):
-            found: torch.Tensor = super()._model_generate(
-                context, max_length, stop, **generation_kwargs
-            )
-            return found
+            return _Base._model_generate(self, context, max_length, stop, **generation_kwargs)
 
 
 @contextmanager
