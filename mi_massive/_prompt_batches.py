@@ -64,15 +64,22 @@ def generating(model: HookedModel) -> Any:
     return plain
 
 
-def require_room(model: HookedModel, prompts: Rows, n_new: int) -> None:
-    """Raise ValueError unless each prompt has a token and fits the context with its answer."""
+def require_room(model: HookedModel, prompts: Rows, n_new: int | Sequence[int]) -> None:
+    """Raise ValueError unless each prompt has a token and fits the context with its answer.
+
+    Args:
+        model: The model.
+        prompts: Token ids of each prompt.
+        n_new: Tokens that are read after each prompt: of all alike, or one number a prompt.
+    """
     require_not_empty("prompts", prompts, remedy="give at least one")
     context = model.geometry.training_context
-    for number, ids in enumerate(prompts):
+    more = [n_new] * len(prompts) if isinstance(n_new, int) else n_new
+    for number, (ids, n) in enumerate(zip(prompts, more, strict=True)):
         if len(ids) == 0:
             raise ValueError(f"prompts[{number}] must have at least one token, got none")
-        if context is not None and len(ids) + n_new > context:
+        if context is not None and len(ids) + n > context:
             raise ValueError(
-                f"prompts[{number}] with {n_new} new tokens must fit the model's context of "
-                f"{context} tokens, got {len(ids)} + {n_new}; shorten the prompt or the answer"
+                f"prompts[{number}] with {n} new tokens must fit the model's context of "
+                f"{context} tokens, got {len(ids)} + {n}; shorten the prompt or the answer"
             )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mi_massive import _harness_command as harness
 from mi_massive import _options as opt
 from mi_massive._conflict_command import conflict_command
 from mi_massive._disrupt_command import disrupt_command
@@ -175,6 +176,7 @@ app.command("patch")(patch_command)
 app.command("surgery")(surgery_command)
 app.command("quantize")(quantize_command)
 app.command("twins")(twins_command)
+app.command("lm-eval", help=harness.HELP, context_settings=harness.CONTEXT)(harness.harness_command)
 app.command("tasks")(tasks_command)
 app.command("presets")(presets_command)
 app.command("models")(models_command)

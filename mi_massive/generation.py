@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import GenerationConfig, StopStringCriteria
 
 from mi_massive._checks import require_in_range
-from mi_massive._prompt_batches import Batch, Rows, batches, generating, require_room, run_batch
+from mi_massive._prompt_batches import Rows, batches, generating, require_room
 from mi_massive.models.base import HookedModel
-from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.models.passes import stating_prompt
+from mi_massive.token_scores import score_continuations
 
 
 class _Stops(StopStringCriteria):
@@ -107,7 +107,6 @@ def generate(
     return answers
 
 
-@torch.no_grad()
 def continuation_log_probs(
     model: HookedModel,
     prompts: Rows,
@@ -133,70 +132,10 @@ def continuation_log_probs(
         UnsupportedModelError: If the model cannot generate, or it keeps a recurrent state that
             cannot be copied and a continuation has several tokens.
     """
-    plain = generating(model)
-    if len(continuations) != len(prompts):
-        raise ValueError(
-            f"continuations must hold one entry a prompt ({len(prompts)}), got {len(continuations)}"
-        )
-    for number, own in enumerate(continuations):
-        if not own or not all(own):
-            raise ValueError(
-                f"continuations[{number}] must hold at least one token each, got {list(own)}"
-            )
-    longest = max((len(ids) for own in continuations for ids in own), default=1)
-    require_room(model, prompts, longest)
-    found: list[list[list[float]]] = [[] for _ in prompts]
-    groups: dict[int, list[int]] = {}
-    for number, own in enumerate(continuations):
-        groups.setdefault(len(own), []).append(number)
-    for group in groups.values():
-        for batch in batches([prompts[i] for i in group], batch_size, model.device):
-            numbers = [group[row] for row in batch.rows]
-            scores = _score(plain, batch, [continuations[i] for i in numbers])
-            for number, own in zip(numbers, scores, strict=True):
-                found[number] = own
-            if on_progress is not None:
-                on_progress(len(numbers))
-    return found
-
-
-def _score(plain: Any, batch: Batch, continuations: list[Rows]) -> list[list[list[float]]]:
-    """Read the prompts once, then all continuations on copies of the cache."""
-    n_each = len(continuations[0])
-    flat = [list(ids) for own in continuations for ids in own]
-    width = max(len(ids) for ids in flat)
-    device = batch.input_ids.device
-    n_prompt = batch.input_ids.shape[1]
-    with stating_prompt(n_prompt):
-        output = run_batch(plain, batch.input_ids, batch.mask, cache=None, last_only=True)
-    logits = output.logits[:, -1:].repeat_interleave(n_each, dim=0)
-    if width > 1:
-        ids = torch.tensor([own + [0] * (width - len(own)) for own in flat], device=device)
-        cache = output.past_key_values
-        _require_copies(cache)
-        cache.batch_repeat_interleave(n_each)
-        mask = torch.cat(
-            [batch.mask.repeat_interleave(n_each, dim=0), torch.ones_like(ids[:, :-1])], dim=1
-        )
-        with stating_prompt(n_prompt, copies=n_each):
-            more = run_batch(plain, ids[:, :-1], mask, cache=cache, last_only=False).logits
-        logits = torch.cat([logits, more], dim=1)
-    log_probs = logits.float().log_softmax(dim=-1)
-    scores = [
-        [float(log_probs[row, place, token]) for place, token in enumerate(own)]
-        for row, own in enumerate(flat)
-    ]
-    return [scores[start : start + n_each] for start in range(0, len(flat), n_each)]
-
-
-def _require_copies(cache: Any) -> None:
-    """Refuse a cache that holds more than keys and values."""
-    for layer in cache.layers:
-        if not hasattr(layer, "batch_repeat_interleave"):
-            raise UnsupportedModelError(
-                "a model must cache keys and values alone to score continuations of several "
-                f"tokens, got a {type(layer).__name__}; use the read-out 'generation'"
-            )
+    scores = score_continuations(
+        model, prompts, continuations, batch_size=batch_size, on_progress=on_progress
+    )
+    return [[list(one.log_probs) for one in own] for own in scores]
 
 
 @contextmanager

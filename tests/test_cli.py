@@ -26,7 +26,7 @@ from mi_massive.report.folder import PAGE, SUMMARY
 
 COMMANDS = (
     *("report", "concentration", "bands", "symmetry", "disrupt", "conflict", "patch"),
-    *("surgery", "quantize", "twins", "tasks", "presets", "models", "doctor"),
+    *("surgery", "quantize", "twins", "lm-eval", "tasks", "presets", "models", "doctor"),
 )
 ANALYSES = ("concentration", "bands", "symmetry")
 WORDS = "\n\n".join(" ".join(f"t{(7 * i + j * j) % 61}" for j in range(9 + i)) for i in range(6))
@@ -96,6 +96,7 @@ def test_help_names_every_option(command: str, run: Run) -> None:
     options["surgery"] = ["--tasks", "--limit", "--bands", "--seeds", "--cells", "--save", "--json"]
     options["quantize"] = ["--method", "--bits", "--group", "--calibration", "--seeds", "--save"]
     options["twins"] = ["--folder", "--arms", "--seeds", "--corpus", "--steps", "--dtype", "--json"]
+    options["lm-eval"] = ["--model_args", "pretrained", "preset", "layers", "run --help"]
     options["patch"] = ["--site", "--granularity", "--groups", "--limit", "--cells", "--json"]
     common = [
         "--prompts",

@@ -404,7 +404,7 @@ def test_an_answer_that_does_not_fit_the_context_is_refused(load: Model) -> None
     with pytest.raises(ValueError, match=message):
         generate(model, [[1], [1] * 119], max_new_tokens=10)
     with pytest.raises(ValueError, match=message):
-        continuation_log_probs(model, [[1], [1] * 119], [[[1]], [[1] * 10]])
+        continuation_log_probs(model, [[1], [1] * 119], [[[1]], [[1] * 11]])  # the last is not read
     assert len(generate(model, [[1] * 118], max_new_tokens=10)[0]) <= 10
 
 

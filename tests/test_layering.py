@@ -52,7 +52,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Touch a model: the only importers of transformer_lens and transformers.
     2: (
         *("models", "capture", "pattern_capture"),
-        *("generation", "next_tokens", "_prompt_batches"),
+        *("generation", "token_scores", "next_tokens", "_prompt_batches"),
         *("interventions", "_choices", "_disruptor", "_sources", "presets", "attention_effects"),
         *("_patch_runs", "operation", "share_capture", "quantizer", "state_errors", "weight_rows"),
     ),
@@ -66,7 +66,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("attribution", "patched_patterns"),
         *("twins", "twin_runs", "twin_results", "_twin_training"),
         *("patch_speed", "quantization", "sweep", "speed", "generation_speed"),
-        *("surgery", "surgery_plans"),
+        *("surgery", "surgery_plans", "harness", "_harness_arguments"),
         *("state_quantization", "quantization_arms", "protection", "_protection_gains"),
         *("quantization_results", "weight_protection"),
         *("claims", "_verdicts", "_disruption_claims", "_conflict_claims", "_conflict_answers"),
@@ -80,6 +80,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "cli",
         "_conflict_command",
         "_disrupt_command",
+        "_harness_command",
         "_patch_command",
         "_quantize_command",
         "_surgery_command",
@@ -99,6 +100,7 @@ ONLY_IN: dict[str, set[int | str]] = {
     "transformers": {2},
     "llmcompressor": {"models"},
     "compressed_tensors": {"models"},
+    "lm_eval": {"harness"},
     "plotly": {"viz", "report"},
     "circuitsvis": {"viz", "report"},
     "typer": {6},
