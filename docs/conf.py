@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ extensions = [
 exclude_patterns = ["_build", "_kernel", "_static", "jupyter_execute"]
 templates_path: list[str] = []
 root_doc = "index"
-# A name in single backticks is a link where the API has it, and plain code elsewhere.
-default_role = "py:obj"
+default_role = "literal"  # single backticks, which `_marked` has not made a link
 
 # --- pages and their code: each page runs in a kernel of its own, and an error fails the build
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -58,10 +58,8 @@ napoleon_use_ivar = True
 napoleon_custom_sections = ["Source", "Sources"]
 maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
-# Single backticks in docstrings, and types of other libraries, need no target; what a page links
-# by name, and every type of this package that is public, does.
+# Types of other libraries, and those of this package that are no public names, need no target.
 nitpick_ignore_regex = [
-    ("py:obj", r".*"),
     ("py:.*", r"(?!mi_massive\.).*"),
     ("py:.*", r"mi_massive\.(?:\w+\.)*_\w.*"),
     ("py:class", r"mi_massive\.\w+(\.\w+)*"),
@@ -110,16 +108,23 @@ def _library(app: Sphinx, error: Exception | None) -> None:
         target.write_text(get_plotlyjs(), encoding="utf-8")
 
 
-def _no_module_text(app: Sphinx, what: str, name: str, *rest: Any) -> None:
-    """Aliases of literal types carry a text of Python's own: it says nothing about them."""
-    lines = rest[-1]
-    if what == "data" and lines and lines[0].startswith("alias of"):
-        lines.clear()
+def _marked(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Reads a docstring's single backticks: public names become links, all else is code."""
+
+    def mark(found: re.Match[str]) -> str:
+        text = found[1]
+        public = text in mi_massive.__all__
+        return f":py:obj:`~mi_massive.{text}`" if public else f"``{text}``"
+
+    for i, line in enumerate(lines):
+        # Bars of an absolute value would be read as a substitution.
+        plain = line if "`" in line else re.sub(r"\|(\w[\w ]*)\|", r"\\|\1\\|", line)
+        lines[i] = re.sub(r"(?<![`:\w])`([^`]+)`(?![`_])", mark, plain)
 
 
 def setup(app: Sphinx) -> None:
     """Connects the functions above."""
     app.connect("missing-reference", _public)
     app.connect("html-page-context", _draw)
-    app.connect("autodoc-process-docstring", _no_module_text)
+    app.connect("autodoc-process-docstring", _marked)
     app.connect("build-finished", _library)
