@@ -35,7 +35,7 @@ test: setup  ## Format, lint, types, tests
 # Every code block is executed; warnings, broken links and errors in a block fail the build.
 docs: setup  ## Build the site into docs/_build/html
 	rm -rf docs/_build
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -n -j $(WORKERS) \
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -n \
 		-d docs/_build/doctrees docs docs/_build/html
 
 # The folder is this target's own: a report of another MODEL in it is replaced. What takes longer to

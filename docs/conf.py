@@ -116,15 +116,16 @@ def _marked(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         public = text in mi_massive.__all__
         return f":py:obj:`~mi_massive.{text}`" if public else f"``{text}``"
 
-    for i, line in enumerate(lines):
-        # Bars of an absolute value would be read as a substitution.
-        plain = line if "`" in line else re.sub(r"\|(\w[\w ]*)\|", r"\\|\1\\|", line)
-        lines[i] = re.sub(r"(?<![`:\w])`([^`]+)`(?![`_])", mark, plain)
+    text = re.sub(r"(?<![`:\w])`([^`\n]+(?:\n[^`\n]+)?)`(?![`_])", mark, "\n".join(lines))
+    # Bars of an absolute value would be read as a substitution.
+    lines[:] = re.sub(r"(?<!`)\|(\w[\w ]*)\|(?!`)", r"\\|\1\\|", text).split("\n")
+    if what in ("attribute", "property", "data"):
+        lines.insert(0, "")  # else napoleon takes what stands before a colon for the type
 
 
 def setup(app: Sphinx) -> None:
     """Connects the functions above."""
     app.connect("missing-reference", _public)
     app.connect("html-page-context", _draw)
-    app.connect("autodoc-process-docstring", _marked)
+    app.connect("autodoc-process-docstring", _marked, priority=400)  # before napoleon
     app.connect("build-finished", _library)
