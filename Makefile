@@ -32,11 +32,13 @@ test: setup  ## Format, lint, types, tests
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
-# Every code block is executed; warnings, broken links and errors in a block fail the build.
-docs: setup  ## Build the site into docs/_build/html
+# Every code block is executed; a warning, a broken link or an error in a block fails the build. The
+# second line opens the pages in Chromium.
+docs: setup  ## Build the site into docs/_build/html and check it
 	rm -rf docs/_build
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -n \
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -n -j $(WORKERS) \
 		-d docs/_build/doctrees docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m site tests/test_docs.py
 
 # The folder is this target's own: a report of another MODEL in it is replaced. What takes longer to
 # measure than a report should is shown from its record, where MODEL has one.

@@ -27,24 +27,21 @@ version = release = mi_massive.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build", "_kernel", "_static", "jupyter_execute"]
-templates_path: list[str] = []
+exclude_patterns = ["_build", "_static", "jupyter_execute"]
 root_doc = "index"
 default_role = "literal"  # single backticks, which `_marked` has not made a link
 
 # --- pages and their code: each page runs in a kernel of its own, and an error fails the build
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = os.environ.get("DOCS_EXECUTION", "force")
+nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 240
 nb_merge_streams = True
-# Every kernel shows figures as the site draws them, and finds the records from the root.
-os.environ["IPYTHONDIR"] = str(HERE / "_kernel")
-os.environ["MI_MASSIVE_ROOT"] = str(HERE.parent)
+# A kernel starts with this file, and with nothing of the reader's own set-up of IPython.
+os.environ["PYTHONSTARTUP"] = str(HERE / "_kernel.py")
+os.environ["IPYTHONDIR"] = str(HERE / "_build" / "ipython")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 # --- API
@@ -62,7 +59,7 @@ python_use_unqualified_type_names = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!mi_massive\.).*"),
     ("py:.*", r"mi_massive\.(?:\w+\.)*_\w.*"),
-    ("py:class", r"mi_massive\.\w+(\.\w+)*"),
+    ("py:class", r"mi_massive\.\w+(\.\w+)+"),
 ]
 
 # --- look
@@ -120,7 +117,8 @@ def _marked(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     # Bars of an absolute value would be read as a substitution.
     lines[:] = re.sub(r"(?<!`)\|(\w[\w ]*)\|(?!`)", r"\\|\1\\|", text).split("\n")
     if what in ("attribute", "property", "data"):
-        lines.insert(0, "")  # else napoleon takes what stands before a colon for the type
+        # An empty comment, else napoleon takes what stands before a colon for the type.
+        lines[:0] = ["..", ""]
 
 
 def setup(app: Sphinx) -> None:

@@ -6,9 +6,11 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from chromium import DESKTOP, PHONE, chromium, visit
 from typer.main import get_command
 
 import mi_massive
@@ -17,12 +19,15 @@ from mi_massive.cli import app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+SITE = DOCS / "_build" / "html"
 PAGES = sorted(
     path
     for path in [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]
-    if "_build" not in path.parts and "jupyter_execute" not in path.parts
+    if "_build" not in path.relative_to(DOCS).parts
 )
 NAMES = [path.relative_to(DOCS).with_suffix("").as_posix() for path in PAGES]
+ANALYSES = sorted((DOCS / "analyses").glob("*.md"))
+NO_EXPERIMENT = {"experiments/picture.py", "experiments/readme_table.py"}
 USAGE_ERROR = typer.BadParameter.__base__  # of the click that typer brings
 SHELL = [*PAGES, ROOT / "README.md"]
 
@@ -43,6 +48,12 @@ def executed(page: Path) -> Iterator[ast.Module]:
         yield ast.parse(block)
 
 
+def prose(page: Path) -> str:
+    """The page's text without blocks, code, link targets and sources."""
+    text = re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL)
+    return re.sub(r"`[^`]*`|\]\([^)]*\)|arXiv:[\d.]+", "", text)
+
+
 def commands(page: Path) -> list[str]:
     """Lines of a page's shell blocks, and whole commands within a line of text."""
     blocks = re.findall(r"```sh\n(.*?)```", text_of(page), re.DOTALL)
@@ -54,10 +65,14 @@ def commands(page: Path) -> list[str]:
 def parse(line: str) -> None:
     """Give a command to the application's own parser, which runs nothing."""
     _, name, *arguments = shlex.split(line, comments=True)
+    subcommands()[name].make_context(name, arguments).close()
+
+
+def subcommands() -> dict[str, Any]:
+    """The application's subcommands by name."""
     group = get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
-    command = group.commands[name]
-    command.make_context(name, arguments).close()
+    return group.commands
 
 
 @pytest.mark.parametrize("name", mi_massive.__all__)
@@ -72,12 +87,29 @@ def test_every_figure_is_in_the_api_reference(name: str) -> None:
     assert f".. autofunction:: {name}\n" in (DOCS / "api" / "viz.md").read_text("utf-8")
 
 
-def test_every_record_and_every_script_with_one_is_on_the_page_of_reproduction() -> None:
+def test_every_record_and_every_experiment_is_on_the_page_of_reproduction() -> None:
     page = (DOCS / "reproduce.md").read_text("utf-8")
     records = {path.name for path in (ROOT / "experiments" / "records").glob("*.json")}
     assert set(re.findall(r"\(\.\./experiments/records/([^)]+)\)", page)) == records
-    named = set(re.findall(r"python (experiments/\w+\.py)", page))
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    scripts = {f"experiments/{path.name}" for path in (ROOT / "experiments").glob("[!_]*.py")}
+    assert set(re.findall(r"python (experiments/\w+\.py)", page)) == scripts - NO_EXPERIMENT
+
+
+def test_every_command_is_on_the_page_of_the_command_line() -> None:
+    page = (DOCS / "cli.md").read_text("utf-8")
+    assert sorted(re.findall(r"^\| `mi-massive (\w+)` \|", page, re.M)) == sorted(subcommands())
+
+
+@pytest.mark.parametrize("page", ANALYSES, ids=lambda page: page.stem)
+def test_an_analysis_says_what_it_answers_how_to_read_it_and_what_could_fool(page: Path) -> None:
+    parts = re.findall(r"^\*\*([A-Z][a-z ]+)\.\*\*", text_of(page), re.M)
+    kept = ("What it answers", "How to read it", "What could fool you", "Source")
+    assert [name for name in dict.fromkeys(parts) if name in kept] == list(kept)
+
+
+@pytest.mark.parametrize("page", [*ANALYSES, DOCS / "tutorial.ipynb"], ids=lambda page: page.stem)
+def test_measured_numbers_come_from_executed_code(page: Path) -> None:
+    assert re.findall(r"\d*\.\d+|\d+ ?%", prose(page)) == []
 
 
 def test_the_index_for_machines_lists_every_page_once() -> None:
@@ -112,3 +144,52 @@ def test_pages_import_only_what_is_public(page: Path) -> None:
         if "._" in f".{node.module}.{alias.name}" or (node.module or "").count(".") > 1
     ]
     assert hidden == []
+
+
+# --- the built site, in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+def built(name: str) -> Path:
+    path = SITE / f"{name}.html"
+    assert path.exists(), f"{path} must exist; run make docs"
+    return path
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
+def test_a_page_draws_all_without_a_network(
+    browser: Any, name: str, size: dict[str, int], scheme: str
+) -> None:
+    with visit(browser, built(name), size=size, scheme=scheme) as seen:
+        seen.draw_everything()
+        undrawn = seen.page.query_selector_all(".plot:not(:has(.main-svg))")
+        assert (len(undrawn), seen.messages, seen.overflow()) == (0, [], 0)
+    assert [url for url in seen.requests if not url.startswith(SITE.resolve().as_uri())] == []
+
+
+@pytest.mark.site
+def test_figures_follow_the_sites_own_switch_of_colours(browser: Any) -> None:
+    with visit(browser, built("analyses/bands"), scheme="dark") as seen:
+        seen.draw_everything()
+        ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+        dark = seen.page.evaluate(ink)
+        seen.page.evaluate("document.body.dataset.theme = 'light'")
+        seen.page.wait_for_timeout(500)
+        assert seen.page.evaluate(ink) != dark
+
+
+@pytest.mark.site
+def test_every_record_linked_can_be_fetched_from_the_site(browser: Any) -> None:
+    with visit(browser, built("reproduce")) as seen:
+        targets = seen.page.eval_on_selector_all(
+            "a.download", "links => links.map(link => link.getAttribute('href'))"
+        )
+        assert len(targets) >= len(list((ROOT / "experiments" / "records").glob("*.json")))
+        assert [target for target in targets if not (SITE / target).exists()] == []
