@@ -32,11 +32,12 @@ test: setup  ## Format, lint, types, tests
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
-# Every code block is executed; a warning, a broken link or an error in a block fails the build. The
-# second line opens the pages in Chromium.
+# Every code block is executed; a warning, a broken link or an error in a block fails the build, and
+# so does a page that Chromium cannot show whole. Sphinx deals out runs of pages: four share two cores
+# more evenly than two.
 docs: setup  ## Build the site into docs/_build/html and check it
 	rm -rf docs/_build
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -n -j $(WORKERS) \
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -n -j 4 \
 		-d docs/_build/doctrees docs docs/_build/html
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m site tests/test_docs.py
 
