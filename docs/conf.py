@@ -37,6 +37,7 @@ default_role = "literal"  # single backticks, which `_marked` has not made a lin
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_timeout = 240
 nb_merge_streams = True
 # A kernel starts with this file, and with nothing of the reader's own set-up of IPython.
