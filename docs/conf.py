@@ -40,6 +40,7 @@ nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_execution_timeout = 240
 nb_merge_streams = True
+nb_output_stderr = "error"  # a block that warns is one to mend
 # A kernel starts with this file, and with nothing of the reader's own set-up of IPython.
 os.environ["PYTHONSTARTUP"] = str(HERE / "_kernel.py")
 os.environ["IPYTHONDIR"] = str(HERE / "_build" / "ipython")
@@ -122,9 +123,17 @@ def _marked(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         lines[:0] = ["..", ""]
 
 
+def _readable(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Writes the default that a dataclass makes on demand so that a signature can be parsed."""
+    return (signature.replace("<factory>", "..."), returns) if signature else None
+
+
 def setup(app: Sphinx) -> None:
     """Connects the functions above."""
     app.connect("missing-reference", _public)
     app.connect("html-page-context", _draw)
+    app.connect("autodoc-process-signature", _readable)
     app.connect("autodoc-process-docstring", _marked, priority=400)  # before napoleon
     app.connect("build-finished", _library)

@@ -134,6 +134,12 @@ def test_a_planted_wrong_command_is_found(line: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_lines_of_code_fit_the_column(page: Path) -> None:
+    blocks = re.findall(r"```(?:sh|\{code-cell\} python)\n(.*?)```", text_of(page), re.DOTALL)
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 100] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_pages_import_only_what_is_public(page: Path) -> None:
     hidden = [
         f"{node.module}.{alias.name}"
