@@ -1,6 +1,6 @@
 # make report   the page for the default model       make test   every check, as the CI runs it
 .DEFAULT_GOAL := help
-.PHONY: help setup test report format clean
+.PHONY: help setup test docs report format clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -32,6 +32,15 @@ test: setup  ## Format, lint, types, tests
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
+# Every code block is executed; a warning, a broken link or an error in a block fails the build, and
+# so does a page that Chromium cannot show whole. Sphinx deals out runs of pages: four share two cores
+# more evenly than two.
+docs: setup  ## Build the site into docs/_build/html and check it
+	rm -rf docs/_build
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -n -j 4 \
+		-d docs/_build/doctrees docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m site tests/test_docs.py
+
 # The folder is this target's own: a report of another MODEL in it is replaced. What takes longer to
 # measure than a report should is shown from its record, where MODEL has one.
 RECORDS := experiments/records
@@ -47,5 +56,5 @@ format: setup  ## Format the code and apply the safe fixes of the linter
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment, the builds and the caches; reports stay
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist docs/_build .pytest_cache .ruff_cache .hypothesis
 	find mi_massive tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +

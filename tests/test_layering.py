@@ -117,7 +117,7 @@ HEAVY = ("plotly", "ray", "datasets")
 # family (test_models_hub.py or test_hub.py for models/hub.py), or of what its members share
 # (test_models_sources.py: a family's name, then the subject).
 TESTS_OF_THE_WHOLE = {
-    *("layering", "public_api", "experiments", "hooked_transformer", "gpu"),
+    *("layering", "public_api", "experiments", "hooked_transformer", "gpu", "docs"),
     "study_default",  # what is claimed about the built-in models, measured on them
 }
 

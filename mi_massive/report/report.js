@@ -12,8 +12,14 @@
     toImageButtonOptions: { format: "svg" },
   };
 
+  /* A page with a switch of its own says so on its body; else the reader's system decides. */
+  function isDark() {
+    var chosen = document.body.dataset.theme;
+    return chosen === "dark" || (chosen !== "light" && dark.matches);
+  }
+
   function painted(text) {
-    if (!dark.matches) return text;
+    if (!isDark()) return text;
     Object.keys(palette).forEach(function (color) {
       text = text.split('"' + color + '"').join('"' + palette[color] + '"');
     });
@@ -140,6 +146,7 @@
     });
   }
   dark.addEventListener("change", redraw);
+  new MutationObserver(redraw).observe(document.body, { attributeFilter: ["data-theme"] });
   narrow.addEventListener("change", redraw);
   addEventListener("beforeprint", function () {
     lazy.forEach(reach);
