@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from mi_massive.records import write_atomically
 
-Kind = Literal["cells", "failed", "strengths", "started", "grid"]
+Kind = Literal["cells", "failed", "strengths", "started", "plan"]
 
 
 @runtime_checkable
