@@ -132,9 +132,7 @@ def text_of(result: object) -> str:
     tensors: dict[str, Tensor] = {}
     document = _encode(result, key="", tensors=tensors)
     if tensors:
-        raise ValueError(
-            f"result must hold no tensors, got {', '.join(tensors)}; use save_result"
-        )
+        raise ValueError(f"result must hold no tensors, got {', '.join(tensors)}; use save_result")
     return json.dumps(document, indent=1) + "\n"
 
 

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from httpx import HTTPError
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from httpx import HTTPError
 
 from mi_massive.models.gguf import file_sha256
 from mi_massive.models.wheel import BUILT_IN

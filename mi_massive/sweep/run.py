@@ -121,9 +121,7 @@ def _is_held(store: Store, cell: SweepCell) -> bool:
         return not mine
 
 
-def _works(
-    store: Store, plan: SweepPlan, todo: list[SweepCell], engine: Engine
-) -> list[SweepWork]:
+def _works(store: Store, plan: SweepPlan, todo: list[SweepCell], engine: Engine) -> list[SweepWork]:
     """A share of neighbouring cells for each worker; where claims hold, then those of the others.
 
     Neighbours have one model, so that a worker loads few.
