@@ -22,7 +22,6 @@ attribution     attribute: gradient estimates for single rotary pairs, checked e
 position_shares position against content in the logits of heads, by frequency band
 surgery         operate: change the rotation; run_surgery: its frequencies taken apart (C8)
 quantization    compare_quantized: rounded weights; run_state_quantization: states in few bits (C7)
-sweep           run_sweep: a grid of models, arms and tasks, resumed after any kill; Ray, SLURM
 claims          scoreboard: verdicts with effect, interval, n and test
 patterns        attention patterns and massive activations on one prompt
 study, doctor   run_study: all of it for one model; diagnose: what can be trusted on it
@@ -110,16 +109,6 @@ if TYPE_CHECKING:
     from mi_massive.study import StudyConfig, run_study
     from mi_massive.surgery import SurgeryConfig, SurgeryResult, run_surgery
     from mi_massive.surgery_plans import SurgeryArm, surgery_arms
-    from mi_massive.sweep import (
-        GridModel,
-        SweepGrid,
-        SweepResult,
-        SweepStatus,
-        load_sweep,
-        read_grid,
-        run_sweep,
-        sweep_status,
-    )
     from mi_massive.tasks import Task, load_own_task, load_task
     from mi_massive.tasks.conflicts import ConflictSet, conflict_pairs
     from mi_massive.twin_arms import TwinShape
@@ -173,10 +162,6 @@ _NAMES = {
     "study": ("StudyConfig", "run_study"),
     "surgery": ("SurgeryConfig", "SurgeryResult", "run_surgery"),
     "surgery_plans": ("SurgeryArm", "surgery_arms"),
-    "sweep": (
-        *("GridModel", "SweepGrid", "SweepResult", "SweepStatus"),
-        *("load_sweep", "read_grid", "run_sweep", "sweep_status"),
-    ),
     "tasks": ("Task", "load_own_task", "load_task"),
     "tasks.conflicts": ("ConflictSet", "conflict_pairs"),
     "twin_arms": ("TwinShape",),
@@ -190,7 +175,7 @@ _RUN_MODELS = (
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
     *("conflict", "patching", "attribution", "patched_patterns", "twins", "families"),
     *("operation", "share_capture", "surgery", "surgery_plans", "quantizer"),
-    *("state_quantization", "quantization", "sweep"),
+    *("state_quantization", "quantization"),
 )
 
 __all__ = [
@@ -211,7 +196,6 @@ __all__ = [
     "Estimate",
     "EvaluationConfig",
     "FamiliesResult",
-    "GridModel",
     "HookedModel",
     "Intervention",
     "LayerGeometry",
@@ -239,9 +223,6 @@ __all__ = [
     "SurgeryArm",
     "SurgeryConfig",
     "SurgeryResult",
-    "SweepGrid",
-    "SweepResult",
-    "SweepStatus",
     "SymmetryConfig",
     "SymmetryResult",
     "Task",
@@ -275,7 +256,6 @@ __all__ = [
     "load_model",
     "load_own_task",
     "load_result",
-    "load_sweep",
     "load_task",
     "load_tasks",
     "load_twin",
@@ -289,7 +269,6 @@ __all__ = [
     "preset",
     "quantize",
     "quantized_states",
-    "read_grid",
     "read_prompts",
     "run_battery",
     "run_conflict",
@@ -297,11 +276,9 @@ __all__ = [
     "run_state_quantization",
     "run_study",
     "run_surgery",
-    "run_sweep",
     "save_result",
     "scoreboard",
     "surgery_arms",
-    "sweep_status",
     "symmetry",
     "tokenize_prompts",
     "top_k_mask",

@@ -48,7 +48,7 @@ class ProcessEngine:
         running: list[tuple[subprocess.Popen[str], IO[str]]] = []
         try:
             for i, work in enumerate(works):
-                errors = tempfile.TemporaryFile("w+", errors="replace")
+                errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed below
                 process = subprocess.Popen(
                     [sys.executable, "-c", _PROGRAM],
                     stdin=subprocess.PIPE,

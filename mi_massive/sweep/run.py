@@ -7,6 +7,7 @@ drivers on one folder share the work by the claims of their workers.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from mi_massive.records import text_of
@@ -129,7 +130,7 @@ def _works(store: Store, plan: SweepPlan, todo: list[SweepCell], engine: Engine)
     n = min(engine.n_workers, len(todo))
     firsts = [len(todo) * i // n for i in range(n + 1)]
     works: list[SweepWork] = []
-    for first, end in zip(firsts, firsts[1:], strict=False):
+    for first, end in pairwise(firsts):
         cells = todo[first:] + todo[:first] if store.locks else todo[first:end]
         own = SweepPlan(grid=plan.grid, cells=tuple(cells))
         works.append(SweepWork(plan=own, place=store.place, device=engine.device))
