@@ -13,8 +13,10 @@ PAUSE: Final = 0.25
 class Engine(Protocol):
     """Runs workers. Results go through the sweep's folder, never through the engine."""
 
-    device: str
-    """Where each worker's model runs; `auto` spreads it over the devices of the worker."""
+    @property
+    def device(self) -> str:
+        """Where each worker's model runs; `auto` spreads it over the devices of the worker."""
+        ...
 
     @property
     def n_workers(self) -> int:

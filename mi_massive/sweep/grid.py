@@ -151,7 +151,7 @@ def _mapping(document: Any, kind: type, where: str) -> dict[str, Any]:
     """A mapping whose keys are fields of a dataclass, all required ones among them."""
     if not isinstance(document, Mapping):
         raise ValueError(f"{where} must be a mapping of names to values, got {document!r}")
-    given = cast(dict[str, Any], dict(cast(Mapping[str, Any], document)))
+    given = dict(cast(Mapping[str, Any], document))
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in given:
         if name not in fields:
@@ -166,36 +166,46 @@ def _mapping(document: Any, kind: type, where: str) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any, path: Path) -> Any:
-    if name in _AXES and value is not None and not isinstance(value, list):
-        raise ValueError(f"{name} of {path} must be a list, got {value!r}; write [{value}]")
-    if name == "models":
-        return tuple(_model(entry, path) for entry in value)
-    if name == "layers":
-        return tuple(tuple(one) if isinstance(one, list) else _all(one, path) for one in value)
-    if name == "tasks":
-        return tuple(_beside(path, task) for task in value)
-    if name == "data" and value is not None:
+    if value is None and name in _MAY_BE_NONE:
+        return None
+    if name == "data":
         return _beside(path, value)
-    return tuple(value) if isinstance(value, list) else value
+    if name not in _AXES:
+        return value
+    if not isinstance(value, list):
+        raise ValueError(f"{name} of {path} must be a list, got {value!r}; write [{value}]")
+    entries = cast(list[Any], value)
+    if name == "models":
+        return tuple(_model(entry, path) for entry in entries)
+    if name == "layers":
+        return tuple(_layers(entry, path) for entry in entries)
+    if name == "tasks":
+        return tuple(_beside(path, entry) for entry in entries)
+    return tuple(entries)
 
 
+_MAY_BE_NONE: Final = ("k", "generated", "limit", "data", "max_new_tokens")
 _AXES: Final = (
     *("models", "presets", "tasks", "k", "seeds", "layers", "dtypes", "readouts", "generated"),
 )
 
 
-def _all(one: Any, path: Path) -> None:
-    if one != "all":
-        raise ValueError(f"layers of {path} must be 'all' or lists of block indices, got {one!r}")
+def _layers(entry: Any, path: Path) -> tuple[int, ...] | None:
+    if isinstance(entry, list):
+        return tuple(cast(list[int], entry))
+    if entry != "all":
+        raise ValueError(f"layers of {path} must be 'all' or lists of block indices, got {entry!r}")
+    return None
 
 
 def _model(entry: Any, path: Path) -> GridModel:
-    given = {"name": entry} if isinstance(entry, str) else entry
-    given = _mapping(given, GridModel, f"models of {path}")
-    return GridModel(**{**given, "name": _beside(path, given["name"])})
+    given: Any = {"name": entry} if isinstance(entry, str) else entry
+    values = _mapping(given, GridModel, f"models of {path}")
+    values["name"] = _beside(path, values["name"])
+    return GridModel(**values)
 
 
-def _beside(path: Path, name: str) -> str:
+def _beside(path: Path, name: Any) -> str:
     """A file or folder by its whole path, which means the same to every worker."""
     found = path.absolute().parent / Path(name).expanduser()
     return str(found.resolve()) if found.exists() else name
