@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from mi_massive import _options as opt
 from mi_massive._terminal import print_json, print_records
@@ -19,8 +20,22 @@ _EVERY: Final = 10.0
 """Seconds between two lines of progress."""
 _SURE: Final = 0.05
 
+
+class _GridFirst(TyperGroup):
+    """`sweep GRID.yaml` is `sweep run GRID.yaml`: what is no command's name belongs to `run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
 sweep_app = typer.Typer(
-    help="A grid of models, arms, tasks and seeds: run, resumed after any kill, shown as a table.",
+    cls=_GridFirst,
+    help="""A grid of models, arms, tasks and seeds: run, resumed after any kill, shown as a table.
+
+    `mi-massive sweep GRID --out DIR` is short for `mi-massive sweep run GRID --out DIR`.
+    """,
     no_args_is_help=True,
 )
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Folder or fsspec URL of the sweep.")]

@@ -320,6 +320,9 @@ def test_the_command_runs_tells_and_shows(run: Run, grid: SweepGrid, tmp_path: P
     status, shown, err = run("sweep", "run", path, "--out", out, "--engine", "inline")
     assert (status, "2/2 cells, 0 failed" in err) == (0, True)
     assert "waiting" in shown
+    assert run("sweep", path, "--out", out, "--engine", "inline").status == 0  # run, in short
+    assert run("sweep", "--out", out, path, "--engine", "inline").status == 0
+    assert "Usage" in run("sweep", "--help").out
     assert '"done": 2' in run("sweep", "status", out, "--json")[1]
     text = run("sweep", "table", out)[1]
     assert "paper k=2" in text

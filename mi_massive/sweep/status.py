@@ -82,7 +82,7 @@ def read_plan(store: Store) -> SweepPlan:
     if text is None:
         raise FileNotFoundError(
             f"folder must be one that a sweep was run in, got no plan in {store.place}; check the "
-            "path, or begin with mi-massive sweep run"
+            "path, or begin with mi-massive sweep GRID --out DIR"
         )
     return result_of(text, source=f"the plan in {store.place}")
 
