@@ -17,7 +17,16 @@ import pytest
 
 LAYERS: dict[int, tuple[str, ...]] = {
     # Words, checks, numbers, records: know no model and no rotary embedding.
-    0: ("axes", "_checks", "stats", "small_samples", "proportions", "records", "published"),
+    0: (
+        "axes",
+        "_checks",
+        "_code",
+        "stats",
+        "small_samples",
+        "proportions",
+        "records",
+        "published",
+    ),
     # Pure: tensors or texts in, tensors or results out.
     1: (
         *("rope", "norms", "concentration", "bands", "symmetry"),

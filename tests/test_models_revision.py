@@ -21,3 +21,10 @@ def test_a_folder_is_its_weights_wherever_it_lies(tmp_path: Path) -> None:
     changed[-1] ^= 1
     weights.write_bytes(changed)
     assert pin_model(str(second)).identity != before.identity
+
+
+def test_a_chat_template_is_part_of_a_folder(tmp_path: Path) -> None:
+    folder = llama().save(tmp_path)
+    before = pin_model(str(folder))
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert pin_model(str(folder)) != before

@@ -15,6 +15,7 @@ from mi_massive.models.wheel import BUILT_IN
 _BLOCK: Final = 1 << 12
 _N_BLOCKS: Final = 64
 """Blocks of each weight file that are read: training moves nearly every weight."""
+_READ_WHOLE: Final = (".json", ".jinja", ".txt", ".model", ".py")
 
 
 class Pinned(NamedTuple):
@@ -50,10 +51,10 @@ def pin_model(name: str, *, revision: str | None = None) -> Pinned:
 
 
 def _folder_digest(folder: Path) -> str:
-    """Config and tokenizer whole; of the weights their sizes and some blocks of each file."""
+    """Config, tokenizer and code whole; of the weights their sizes and some blocks of each file."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix == ".json":
+        if file.suffix in _READ_WHOLE:
             digest.update(file.name.encode() + file.read_bytes())
         elif file.suffix == ".safetensors":
             size = file.stat().st_size

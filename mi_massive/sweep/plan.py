@@ -1,18 +1,21 @@
 """From a grid to its cells, each under a name that holds everything its result depends on.
 
 A cell is one model on one task, intact or under one arm: what `evaluate` gives, and what
-`run_disruption` computes of it. Its name is known before anything is loaded.
+`run_disruption` computes of it. Its name is known before anything is loaded: it holds the weights,
+their type, the edit, the task and how it is asked, and the code that a worker runs (`_code`). The
+device and the versions of other packages are not in it, and stand in the result's provenance.
 """
 
 import dataclasses
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from mi_massive._code import code_digest
 from mi_massive.arms import Arm
 from mi_massive.models.gguf import file_sha256
 from mi_massive.models.revision import Pinned, pin_model
@@ -20,6 +23,9 @@ from mi_massive.presets import PRESETS
 from mi_massive.scores import INTACT
 from mi_massive.sweep.grid import GridModel, SweepGrid
 from mi_massive.tasks import TASKS
+
+_COMPUTED_BY: Final = "mi_massive.sweep.worker"
+"""Module whose code decides a result, with all that it imports."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +43,8 @@ class SweepCell:
     task: str
     key: str
     """Hash of all that the result depends on."""
+    matching_key: str | None
+    """Of all that the strength of a matched arm depends on; None for any other arm."""
 
     @property
     def arm_name(self) -> str:
@@ -48,12 +56,6 @@ class SweepCell:
         """Name of its files: words for people, then the key."""
         words = "-".join((Path(self.model.name).name, Path(self.task).stem, self.arm_name))
         return f"{re.sub(r'[^A-Za-z0-9._]+', '-', words)[:100]}-{self.key}"
-
-    @property
-    def strength_name(self) -> str:
-        """Name of the file that keeps the strength of a matched arm."""
-        listed = [self.identity, self.dtype, repr(self.arm)]
-        return f"strength-{_hash(listed)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +84,9 @@ def plan_sweep(grid: SweepGrid) -> SweepPlan:
                     _cell(grid, model, pinned, dtype, arm, task, asked)
                     for task, asked in tasks.items()
                 ]
-    keys = [cell.key for cell in cells]
+    times = Counter(cell.key for cell in cells)
     for cell in cells:
-        if keys.count(cell.key) > 1:
+        if times[cell.key] > 1:
             raise ValueError(
                 f"models must have different weights, got {cell.model.name} twice; leave one out"
             )
@@ -100,12 +102,15 @@ def _cell(
     task: str,
     asked: list[Any],
 ) -> SweepCell:
-    depends = {
-        "code": version("mi-massive"),
+    edited = {
+        "code": code_digest(_COMPUTED_BY),
         "model": pinned.identity,
         "dtype": dtype,
         "arm": None if arm is None else dataclasses.asdict(arm.intervention),
         "matching": _matching(grid, arm),
+    }
+    depends = {
+        **edited,
         "task": asked,
         "asked": dataclasses.asdict(grid.evaluation_for(model).evaluation),
         "generated": grid.generated is None or task in grid.generated,
@@ -118,6 +123,7 @@ def _cell(
         arm=arm,
         task=task,
         key=_hash(depends),
+        matching_key=None if edited["matching"] is None else _hash(edited),
     )
 
 

@@ -49,7 +49,7 @@ def run_sweep(
         ValueError: If the folder holds another grid, or a cell stands twice in this one.
         ConnectionError: If a model's revision or the engine cannot be reached.
         OSError: If the folder cannot be written or the disk is full.
-        RuntimeError: If workers die before they finish a single cell.
+        RuntimeError: If workers die before they begin a single cell.
     """
     engine = engine or InlineEngine()
     store, plan = open_store(folder), plan_sweep(grid)
@@ -69,11 +69,11 @@ def run_sweep(
             tick()
             time.sleep(PAUSE)
             continue
-        settled = watch.settled
+        before = _traces(store, plan.cells)
         deaths = engine.run(_works(store, plan, todo, engine), tick)
-        if deaths and watch.settled == settled:
+        if deaths and _traces(store, plan.cells) == before:
             raise RuntimeError(
-                f"workers must finish cells, got {len(deaths)} that died before the first one; "
+                f"workers must begin cells, got {len(deaths)} that died before the first one; "
                 f"{deaths[0]}"
             )
     if on_progress is not None:
@@ -115,6 +115,13 @@ def _tidy(store: Store, cells: Sequence[SweepCell], *, retry_failed: bool) -> No
 def _left(store: Store, cells: Sequence[SweepCell]) -> list[SweepCell]:
     settled = store.names("cells") | store.names("failed")
     return [cell for cell in cells if cell.name not in settled]
+
+
+def _traces(store: Store, cells: Sequence[SweepCell]) -> list[object]:
+    """What workers leave behind: cells that are settled, and deaths in cells that are not."""
+    started = store.names("started")
+    deaths = [store.read("started", cell.name) for cell in cells if cell.name in started]
+    return [store.names("cells") | store.names("failed"), deaths]
 
 
 def _is_held(store: Store, cell: SweepCell) -> bool:

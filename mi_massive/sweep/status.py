@@ -106,11 +106,6 @@ class Watch:
         done, failed = (len(self._names & kind) for kind in kinds)
         return done, failed
 
-    @property
-    def settled(self) -> int:
-        """Cells that are done or failed."""
-        return sum(self._count())
-
     def look(self) -> SweepProgress:
         """Where the sweep is now."""
         done, failed = self._count()

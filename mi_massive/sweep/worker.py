@@ -22,7 +22,6 @@ from mi_massive.evaluation import evaluate
 from mi_massive.models.base import HookedModel
 from mi_massive.models.load import DTYPES, load_model
 from mi_massive.models.revision import pin_model
-from mi_massive.presets import PRESETS
 from mi_massive.prompts import default_passages, tokenize_prompts
 from mi_massive.records import result_of, text_of
 from mi_massive.scores import TaskResult
@@ -102,12 +101,12 @@ def _is_settled(store: Store, cell: SweepCell) -> bool:
 
 def _settle(store: Store, models: "_Models", grid: SweepGrid, cell: SweepCell) -> None:
     """Compute one cell and write its result, or its error."""
-    n_deaths = len(json.loads(store.read("started", cell.name) or "[]"))
-    if n_deaths >= N_DEATHS:
-        error = f"its worker died {n_deaths} times while computing it (out of memory, or killed)"
+    dead: list[int] = json.loads(store.read("started", cell.name) or "[]")
+    if len(dead) >= N_DEATHS:
+        error = f"its worker died {len(dead)} times while computing it (out of memory, or killed)"
         store.write("failed", cell.name, text_of(failed_cell(cell, error)))
     else:
-        store.write("started", cell.name, json.dumps([os.getpid()] * (n_deaths + 1)))
+        store.write("started", cell.name, json.dumps([*dead, os.getpid()]))
         try:
             text = text_of(compute_cell(store, models, grid, cell))
         except Exception as error:  # whatever it is: it belongs to this cell, others go on
@@ -179,15 +178,15 @@ def _task(grid: SweepGrid, name: str, model: HookedModel) -> Task:
 
 def _matched(store: Store, model: HookedModel, grid: SweepGrid, cell: SweepCell, arm: Arm) -> Arm:
     """The arm at its strength, which is the same for all tasks: found once and kept."""
-    if PRESETS[arm.preset].matched_to is None:
+    if cell.matching_key is None:
         return arm
-    kept = store.read("strengths", cell.strength_name)
+    kept = store.read("strengths", cell.matching_key)
     if kept is None:
         passages = default_passages()[: grid.n_neutral]
         neutral = tokenize_prompts(model.tokenizer, passages, max_length=grid.neutral_length)
         kept = text_of(match_arms(model, [arm], neutral)[0])
-        store.write("strengths", cell.strength_name, kept)
-    strength = result_of(kept, source=cell.strength_name).strength
+        store.write("strengths", cell.matching_key, kept)
+    strength = result_of(kept, source=f"strengths of {store.place}").strength
     return dataclasses.replace(arm, strength=strength)
 
 
