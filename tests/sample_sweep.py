@@ -44,6 +44,11 @@ def table_text(folder: Path) -> str:
     return text_of(load_sweep(folder))
 
 
+def written(folder: Path) -> dict[str, int]:
+    """When each result was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class BoundedEngine:
     """This process, for at most so many cells; then an interrupt, as a user sends it."""

@@ -1,25 +1,20 @@
 """Sweeps on a tiny random model: cells by content, resumed after every fault to the same table."""
 
 import dataclasses
-import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import Run
-from sample_sweep import N_CELLS, BoundedEngine, build_grid, table_text
+from sample_sweep import N_CELLS, BoundedEngine, build_grid, table_text, written
 
 from mi_massive import load_model, make_arms, run_disruption
 from mi_massive.records import text_of
 from mi_massive.scores import INTACT
 from mi_massive.sweep import (
-    ProcessEngine,
+    InlineEngine,
     RayEngine,
-    SlurmEngine,
     SweepGrid,
     load_sweep,
     read_grid,
@@ -28,14 +23,6 @@ from mi_massive.sweep import (
 )
 from mi_massive.sweep.plan import plan_sweep
 from mi_massive.tasks import load_own_task
-
-_DRIVER = """
-import sys
-from mi_massive.records import result_of
-from mi_massive.sweep import ProcessEngine, run_sweep
-grid = result_of(sys.stdin.read(), source="the test")
-run_sweep(grid, sys.argv[1], engine=ProcessEngine(workers=1))
-"""
 
 
 @pytest.fixture(scope="module", name="grid")
@@ -48,28 +35,6 @@ def fixture_undisturbed(grid: SweepGrid, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("undisturbed")
     assert run_sweep(grid, folder).done == N_CELLS
     return folder
-
-
-def written(folder: Path) -> dict[str, int]:
-    """When each result was written."""
-    return {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
-
-
-def drive(grid: SweepGrid, folder: Path) -> subprocess.Popen[str]:
-    """A driver in a process of its own, with one worker process."""
-    command = [sys.executable, "-c", _DRIVER, str(folder)]
-    driver = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
-    assert driver.stdin is not None
-    driver.stdin.write(text_of(grid))
-    driver.stdin.close()
-    return driver
-
-
-def wait_for_cells(folder: Path, n: int) -> None:
-    until = time.monotonic() + 240
-    while len(written(folder)) < n:
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 # --- what a sweep computes
@@ -166,46 +131,6 @@ def test_a_cell_that_raises_is_kept_and_retried_on_request(grid: SweepGrid, tmp_
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "bad/failed").iterdir()} != before
 
 
-def test_a_killed_worker_loses_at_most_the_cell_in_its_hands(
-    grid: SweepGrid, undisturbed: Path, tmp_path: Path
-) -> None:
-    driver = drive(grid, tmp_path)
-    wait_for_cells(tmp_path, 2)
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(driver.pid)], capture_output=True, text=True, check=True
-    )
-    before = written(tmp_path)
-    for pid in children.stdout.split():
-        os.kill(int(pid), signal.SIGKILL)
-    assert driver.wait(timeout=300) == 0  # it starts another worker
-    assert before.items() <= written(tmp_path).items()
-    assert table_text(tmp_path) == table_text(undisturbed)
-
-
-def test_a_killed_driver_loses_nothing_that_is_there(
-    grid: SweepGrid, undisturbed: Path, tmp_path: Path
-) -> None:
-    driver = drive(grid, tmp_path)
-    wait_for_cells(tmp_path, 2)
-    driver.kill()
-    driver.wait()
-    before = written(tmp_path)
-    run_sweep(grid, tmp_path)
-    assert before.items() <= written(tmp_path).items()
-    assert table_text(tmp_path) == table_text(undisturbed)
-
-
-def test_two_drivers_share_a_folder_and_compute_no_cell_twice(
-    grid: SweepGrid, undisturbed: Path, tmp_path: Path
-) -> None:
-    driver = drive(grid, tmp_path)
-    wait_for_cells(tmp_path, 1)
-    run_sweep(grid, tmp_path)
-    assert driver.wait(timeout=300) == 0
-    assert len(written(tmp_path)) == N_CELLS
-    assert table_text(tmp_path) == table_text(undisturbed)
-
-
 def test_a_full_disk_ends_the_sweep_and_leaves_whole_files(
     grid: SweepGrid, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -232,24 +157,24 @@ def test_a_full_disk_ends_the_sweep_and_leaves_whole_files(
 # --- engines and places
 
 
+def test_a_model_on_whatever_devices_there_are_gives_the_same_table(
+    grid: SweepGrid, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_sweep(grid, tmp_path, engine=InlineEngine(device="auto"))
+    assert table_text(tmp_path) == table_text(undisturbed)
+
+
+def test_a_file_url_is_a_folder(grid: SweepGrid, tmp_path: Path) -> None:
+    small = dataclasses.replace(grid, presets=("paper",), layers=(None,))
+    run_sweep(small, tmp_path.as_uri())
+    assert len(written(tmp_path)) == 4
+    assert table_text(tmp_path) == text_of(load_sweep(tmp_path.as_uri()))
+
+
 def test_an_object_store_holds_the_same_table(grid: SweepGrid, undisturbed: Path) -> None:
     url = "memory://sweep"
     run_sweep(grid, url)
     assert text_of(load_sweep(url)) == table_text(undisturbed)
-
-
-def test_two_processes_give_the_same_table(
-    grid: SweepGrid, undisturbed: Path, tmp_path: Path
-) -> None:
-    run_sweep(grid, tmp_path, engine=ProcessEngine(workers=2))
-    assert table_text(tmp_path) == table_text(undisturbed)
-
-
-def test_slurm_jobs_give_the_same_table(grid: SweepGrid, undisturbed: Path, tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
-    engine = SlurmEngine(logs=str(tmp_path / "logs"), cluster="local", workers=1)
-    run_sweep(grid, tmp_path, engine=engine)
-    assert table_text(tmp_path) == table_text(undisturbed)
 
 
 # --- bad input, and the command line

@@ -13,6 +13,7 @@ slurm      jobs of a SLURM cluster, through submitit (extra `slurm`)
 run        run_sweep: plan, run workers until nothing is left
 status     sweep_status: how far a sweep is, from its folder alone
 table      load_sweep: scores and changes, as run_disruption gives them
+faults     SweepFaultsResult: what a sweep kept and lost when parts of it were killed
 ========== ====================================================================================
 
 Costs one evaluation a cell, and one load of each model a worker. Does not show: anything that one
@@ -20,6 +21,7 @@ Costs one evaluation a cell, and one load of each model a worker. Does not show:
 """
 
 from mi_massive.sweep.base import Engine
+from mi_massive.sweep.faults import SweepFault, SweepFaultsResult
 from mi_massive.sweep.grid import GridModel, SweepGrid, read_grid
 from mi_massive.sweep.inline import InlineEngine
 from mi_massive.sweep.processes import ProcessEngine
@@ -39,6 +41,8 @@ __all__ = [
     "ProcessEngine",
     "RayEngine",
     "SlurmEngine",
+    "SweepFault",
+    "SweepFaultsResult",
     "SweepGrid",
     "SweepProgress",
     "SweepResult",

@@ -50,11 +50,13 @@ class RayEngine:
         mine = not ray.is_initialized()
         if mine:
             self._connect(ray)
+        actors: list[Any] = []
         try:
-            actor = ray.remote(_Worker).options(**self._needs())
-            running = {actor.remote().run.remote(text_of(work)): None for work in works}
+            kind = ray.remote(_Worker).options(**self._needs())
+            actors += [kind.remote() for _ in works]
+            pairs = zip(actors, works, strict=True)
+            waiting = [actor.run.remote(text_of(work)) for actor, work in pairs]
             deaths: list[str] = []
-            waiting = list(running)
             while waiting:
                 done, waiting = ray.wait(waiting, timeout=PAUSE)
                 tick()
@@ -65,6 +67,8 @@ class RayEngine:
                         deaths.append(f"an actor died: {' '.join(str(error).split())[:300]}")
             return deaths
         finally:
+            for actor in actors:
+                ray.kill(actor)  # an interrupt leaves them at work otherwise
             if mine:
                 ray.shutdown()
 
