@@ -4,7 +4,7 @@ Question: after kill -9 of a worker, of the driver or of a Ray node, with a full
 result or two drivers on one folder, are finished cells kept and is the table at the end that of an
 undisturbed sweep, byte for byte?
 Refuted by: a finished and undamaged cell that is written again, or another table.
-Cost: about ten minutes on two cores (default model); nearly all of it is the start of processes.
+Cost: 15 minutes on two busy cores (default model); nearly all of it is the start of processes.
 The full disk is a small file system of memory in a user namespace (Linux, `unshare`).
 Command: python experiments/sweep_faults.py
 """

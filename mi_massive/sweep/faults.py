@@ -14,7 +14,7 @@ class SweepFault:
     done_before: int
     """Cells whose results were there at the fault."""
     in_flight: int
-    """Cells that were being computed at the fault, by any worker."""
+    """Cells that were being computed just before the fault, by any worker."""
     done_again: int
     """Of the cells done before, those that were written a second time."""
     same_table: bool
