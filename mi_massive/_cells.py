@@ -1,8 +1,8 @@
 """Results kept on disk as soon as they are there, found again by everything they depend on.
 
-A cell is one result, written whole and renamed, under a name that holds a hash of the model, the
-code's version and every argument. A killed run leaves complete cells or none; a damaged one is
-computed again.
+A cell is one result, written whole and renamed, under a name that holds a hash of the model, of the
+code that computes it (`_code`) and of every argument. A killed run leaves complete cells or none; a
+damaged one is computed again.
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+from mi_massive._code import code_digest
 from mi_massive.evaluation import evaluate
 from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
@@ -47,7 +47,9 @@ def kept(
     """
     if folder is None:
         return compute()
-    path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}-{_key(model, arguments)}.json"
+    path = (
+        folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}-{_key(model, arguments, compute)}.json"
+    )
     return kept_at(path, compute)
 
 
@@ -79,13 +81,14 @@ def kept_evaluation(
     return kept(folder, f"{task.name}-{arm}", model, arguments, compute)
 
 
-def _key(model: HookedModel, arguments: Mapping[str, object]) -> str:
+def _key(model: HookedModel, arguments: Mapping[str, object], compute: Callable[[], object]) -> str:
+    function = cast(Any, compute.func if isinstance(compute, partial) else compute)
     listed = {
         "model": [
             *(model.name, model.revision or _sampled_weights(model), model.weights_note),
             *(str(model.dtype), model.kernel),
         ],
-        "version": version("mi-massive"),
+        "code": code_digest(function.__module__),
         **arguments,
     }
     text = json.dumps(listed, sort_keys=True, default=_plain)

@@ -23,16 +23,24 @@ class Arm:
     seed: int = 0
     strength: float = 1.0
     """Of the replacement; set by matching where the preset asks for it."""
+    layers: tuple[int, ...] | None = None
+    """Block indices that it edits; None for all."""
 
     @property
     def name(self) -> str:
-        """`paper k=4`, with the seed where it decides, and without k where that decides nothing."""
-        return self.condition + (f" seed={self.seed}" if PRESETS[self.preset].seeded else "")
+        """`paper k=4`, with the seed and the layers where they decide; no k where it does not."""
+        return self._name(seeded=PRESETS[self.preset].seeded)
 
     @property
     def condition(self) -> str:
         """The name without a seed: what arms that differ in their draw share."""
-        return self.preset + (f" k={self.k}" if PRESETS[self.preset].dosed else "")
+        return self._name(seeded=False)
+
+    def _name(self, *, seeded: bool) -> str:
+        dose = f" k={self.k}" if PRESETS[self.preset].dosed else ""
+        seed = f" seed={self.seed}" if seeded else ""
+        layers = "" if self.layers is None else f" layers={','.join(map(str, self.layers))}"
+        return f"{self.preset}{dose}{seed}{layers}"
 
     @property
     def role(self) -> Role:
@@ -48,6 +56,8 @@ class Arm:
     def intervention(self) -> Intervention:
         """What is edited."""
         made = preset(self.preset, k=self.k, seed=self.seed)
+        if self.layers is not None:
+            made = replace(made, where=replace(made.where, layers=self.layers))
         return made if self.strength == 1.0 else with_strength(made, self.strength)
 
 
@@ -142,7 +152,7 @@ def match_arms(
         if target is None:
             found.append(arm)
             continue
-        treatment = Arm(preset=target, k=arm.k).intervention
+        treatment = Arm(preset=target, k=arm.k, layers=arm.layers).intervention
         arguments = {"control": arm.intervention, "to": treatment, "prompts": neutral.digest}
         matched = partial(_matched, model, arm, treatment, neutral, moved)
         found.append(kept(cells, f"match-{arm.name}", model, arguments, matched))
@@ -155,7 +165,7 @@ def matched_controls(arms: Sequence[Arm]) -> dict[str, str]:
     for control in arms:
         target = PRESETS[control.preset].matched_to
         for arm in arms:
-            if arm.preset == target and arm.k == control.k:
+            if (arm.preset, arm.k, arm.layers) == (target, control.k, control.layers):
                 found.setdefault(arm.name, control.name)
     return found
 

@@ -16,6 +16,7 @@ from mi_massive._patch_command import patch_command
 from mi_massive._quantize_command import quantize_command
 from mi_massive._report_command import report_command
 from mi_massive._surgery_command import surgery_command
+from mi_massive._sweep_command import sweep_app
 from mi_massive._terminal import (
     one_sentence,
     print_json,
@@ -177,6 +178,7 @@ app.command("surgery")(surgery_command)
 app.command("quantize")(quantize_command)
 app.command("twins")(twins_command)
 app.command("lm-eval", help=harness.HELP, context_settings=harness.CONTEXT)(harness.harness_command)
+app.add_typer(sweep_app, name="sweep")
 app.command("tasks")(tasks_command)
 app.command("presets")(presets_command)
 app.command("models")(models_command)

@@ -156,7 +156,7 @@ def run_disruption(
     def results(intervention: Intervention | None, label: str) -> list[TaskResult]:
         done: list[TaskResult] = []
         for task in tasks:
-            asked = replace(config.evaluation, readouts=_readouts(task, config))
+            asked = evaluation_of(task, config)
             done.append(
                 kept_evaluation(cells, label, model, task, intervention=intervention, config=asked)
             )
@@ -190,11 +190,14 @@ def run_disruption(
     )
 
 
-def _readouts(task: Task, config: DisruptionConfig) -> tuple[Readout, ...]:
-    if not all(example.options for example in task.examples):
-        return ("generation",)
-    generated = config.generated is None or task.name in config.generated
-    return tuple(r for r in config.evaluation.readouts if r == "options" or generated)
+def evaluation_of(task: Task, config: DisruptionConfig) -> EvaluationConfig:
+    """How one task is asked: in the read-outs that it has and that are wanted for it."""
+    readouts: tuple[Readout, ...] = ("generation",)
+    if all(example.options for example in task.examples):
+        generated = config.generated is None or task.name in config.generated
+        wanted = config.evaluation.readouts
+        readouts = tuple(r for r in wanted if r == "options" or generated)
+    return replace(config.evaluation, readouts=readouts)
 
 
 def _columns(name: str, value: Estimate) -> dict[str, float]:

@@ -115,22 +115,53 @@ def load_result(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:  # not UTF-8
         raise ValueError(f"{path} must hold JSON, got {error}; compute it again") from error
+    return result_of(text, source=path)
+
+
+def text_of(result: object) -> str:
+    """A result without tensors as the JSON text that `save_result` writes.
+
+    Raises:
+        ValueError: If `result` is no result class of this package, or it holds tensors.
+    """
+    if not _is_result(result):
+        raise ValueError(f"result must be a dataclass of {_PACKAGE}, got {type(result).__name__}")
+    tensors: dict[str, Tensor] = {}
+    document = _encode(result, key="", tensors=tensors)
+    if tensors:
+        raise ValueError(f"result must hold no tensors, got {', '.join(tensors)}; use save_result")
+    return json.dumps(document, indent=1) + "\n"
+
+
+def result_of(text: str, *, source: str | Path) -> Any:
+    """The result that a JSON text holds; `source` says where it and its tensors lie.
+
+    Raises:
+        FileNotFoundError: If the tensors that it names are missing.
+        ValueError: If it holds no complete result of this package and version.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source} must hold JSON, got {error}; compute it again") from error
     if not (isinstance(document, dict) and "$type" in document):
-        raise ValueError(f"{path} must hold a result written by save_result, got other JSON")
+        raise ValueError(f"{source} must hold a result written by save_result, got other JSON")
     tensors: Mapping[str, Tensor] = {}
     if _names_tensors(document):
-        tensors = load_tensors(path.with_suffix(".safetensors"))
+        tensors = load_tensors(Path(source).with_suffix(".safetensors"))
     try:
         return _decode(document, tensors)
     except KeyError as missing:
-        raise ValueError(f"{path} must hold a complete result, got no entry {missing}") from missing
+        raise ValueError(
+            f"{source} must hold a complete result, got no entry {missing}"
+        ) from missing
     except TypeError as error:  # a field too many, too few, or of another type
         raise ValueError(
-            f"{path} must hold the fields of {document['$type']}, got: {error}; it was written by "
-            "another version or edited, compute it again"
+            f"{source} must hold the fields of {document['$type']}, got: {error}; it was written "
+            "by another version or edited, compute it again"
         ) from error
 
 

@@ -129,8 +129,7 @@ class TaskResult:
 
     def above_chance(self, readout: Readout) -> float:
         """The score between chance (0) and perfect (1)."""
-        raw = np.array(self.score(readout).effect)
-        return float(chance_corrected(raw, self.floor(readout)))
+        return float(chance_corrected(np.array(self.score(readout).effect), self.floor(readout)))
 
     def legacy_score(self) -> Estimate:
         """Share of right answers under the published grading; undefined where a task has none."""
@@ -250,15 +249,16 @@ def cells_of(
 
     Args:
         intact: Results of the intact model, one a task.
-        by_arm: Results of each arm for the same tasks, in the same order.
+        by_arm: Results of each arm for these tasks or some of them.
         seed: Of the bootstrap.
     """
-    n_tests = max(1, len(by_arm) * sum(len(result.config.readouts) for result in intact))
+    n_tests = max(1, sum(len(after.config.readouts) for arm in by_arm.values() for after in arm))
+    before_of = {result.task: result for result in intact}
     cells = [
-        _cell(arm, before, after, readout, n_tests=n_tests, seed=seed)
+        _cell(arm, before_of[after.task], after, readout, n_tests=n_tests, seed=seed)
         for arm, results in {INTACT: intact, **by_arm}.items()
-        for before, after in zip(intact, results, strict=True)
-        for readout in before.config.readouts
+        for after in results
+        for readout in after.config.readouts
     ]
     tested = np.array([np.nan if c.arm == INTACT else c.change.p_value for c in cells])
     return tuple(

@@ -76,13 +76,14 @@ def seed_spreads(
     for arm in arms:
         if arm.role == "control":
             seeds.setdefault(arm.condition, []).append(arm)
-    treated = {arm.k: arm.name for arm in arms if arm.preset == treatment}
+    treated = {(arm.k, arm.layers): arm.name for arm in arms if arm.preset == treatment}
     found = {(c.arm, c.readout): c for c in contrasts}
     readouts = list(dict.fromkeys(c.readout for c in contrasts))
     return tuple(
-        _spread(control, found[treated[drawn[0].k], r], [found[arm.name, r] for arm in drawn])
+        _spread(control, found[treated[at], r], [found[arm.name, r] for arm in drawn])
         for control, drawn in seeds.items()
-        if len(drawn) > 1 and drawn[0].k in treated
+        for at in [(drawn[0].k, drawn[0].layers)]
+        if len(drawn) > 1 and at in treated
         for r in readouts
     )
 

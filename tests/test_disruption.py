@@ -1,5 +1,6 @@
 """The table of an experiment is that of its parts, and a killed run ends in the same table."""
 
+import functools
 import math
 import os
 import signal
@@ -215,6 +216,7 @@ def test_finished_cells_are_taken_from_the_folder_and_damaged_ones_made_again(
     first = run_disruption(model, tasks, arms, config=QUICK, cells=tmp_path)
     asked: list[str] = []
 
+    @functools.wraps(evaluate)
     def counted(model: HookedModel, task: Task, **options: object) -> object:
         asked.append(task.name)
         return evaluate(model, task, **options)

@@ -21,6 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "axes",
         "_checks",
         "_columns",
+        "_code",
         "stats",
         "small_samples",
         "proportions",
@@ -84,6 +85,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "_patch_command",
         "_quantize_command",
         "_surgery_command",
+        "_sweep_command",
         "_twins_command",
         "_report_command",
         "_list_commands",
@@ -105,13 +107,14 @@ ONLY_IN: dict[str, set[int | str]] = {
     "circuitsvis": {"viz", "report"},
     "typer": {6},
     "ray": {"sweep"},
+    "submitit": {"sweep"},
 }
 
 # Views and reports read results alone, so the layer that runs models is closed to them.
 NEVER = {5: {2}}
 
 # `import mi_massive` must load none of these.
-HEAVY = ("plotly", "ray", "datasets")
+HEAVY = ("plotly", "ray", "submitit", "datasets")
 
 # Tests of the whole; every other tests/test_X.py is the test of a module X, of a member of a
 # family (test_models_hub.py or test_hub.py for models/hub.py), or of what its members share

@@ -191,7 +191,7 @@ class HookedModel:
     @property
     def device(self) -> torch.device:
         """Where token ids must be."""
-        return next(iter(self._parameters())).device
+        return self._engine.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -28,7 +28,7 @@ from mi_massive.models.geometry import (
     probe_positions,
     with_position_axes,
 )
-from mi_massive.models.sites import Hook, attention_site_names, fired_sites, site_name
+from mi_massive.models.sites import Hook, attention_site_names, fired_sites, site_name, token_device
 from mi_massive.rope import ModelGeometry
 
 
@@ -39,6 +39,11 @@ class Engine(Protocol):
     @property
     def kernel(self) -> str:
         """Attention implementation that runs."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be."""
         ...
 
     @property
@@ -74,6 +79,11 @@ class PlainEngine:
         return attention_kernel(self.model)
 
     @property
+    def device(self) -> torch.device:
+        """Where token ids must be."""
+        return token_device(self.model)
+
+    @property
     def n_vocabulary(self) -> int:
         """Rows of the token embedding."""
         return cast(Any, self.model.get_input_embeddings()).weight.shape[0]
@@ -105,8 +115,8 @@ class PlainEngine:
         others stay at 0; None gives them to all.
         """
         states: list[ConstantStates] = []
-        ids = torch.ones_like(positions)[None].to(self.model.device)
-        places = positions[None].to(self.model.device)
+        device = self.device
+        ids, places = (given[None].to(device) for given in (torch.ones_like(positions), positions))
         if axis is not None:
             of_axis = torch.arange(self.n_position_axes, device=places.device) == axis
             places = of_axis[:, None, None] * places
@@ -216,14 +226,14 @@ class HooksEngine:
         n_positions = int(positions[-1]) + 1
         held = [(site_name(block, hook), hold) for block in self._sites for hook in raw]
         with self.model.hooks(fwd_hooks=held):
-            ids = torch.ones(1, n_positions, dtype=torch.long, device=self._device())
+            ids = torch.ones(1, n_positions, dtype=torch.long, device=self.device)
             self.attention_inputs(ids, None, keep)
         return states
 
     def _live_sites(self) -> dict[int, dict[str, str]]:
         """Hook points of each block's attention inputs: the rotary ones where they fire."""
         listed = attention_site_names(self.model)
-        ids = torch.ones(1, 4, dtype=torch.long, device=self._device())
+        ids = torch.ones(1, 4, dtype=torch.long, device=self.device)
         fired = fired_sites(self.model, listed, lambda: self._run(ids, None))
         sites: dict[int, dict[str, str]] = {}
         for block in range(len(self.model.blocks)):
@@ -243,7 +253,9 @@ class HooksEngine:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         self.model(input_ids, return_type=None, attention_mask=mask)
 
-    def _device(self) -> torch.device:
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be."""
         return next(iter(self.model.parameters())).device
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -34,6 +34,8 @@ def load_model(
     name_or_path: str | Path,
     *,
     device: str | torch.device = "cpu",
+    device_map: str | Mapping[str, str | int] | None = None,
+    offload_folder: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -43,6 +45,9 @@ def load_model(
     Args:
         name_or_path: `smollm2-135m-instruct`, `owner/name`, a folder or a `.gguf` file.
         device: Where to run, such as `cpu` or `cuda`.
+        device_map: Instead of `device`, for a model larger than one GPU: `auto` spreads its layers
+            over the GPUs, then memory; a mapping names a device for each module (`accelerate`).
+        offload_folder: Where layers go that the map puts on `disk`.
         dtype: Type of the weights; norms are accumulated in float32 whatever it is.
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Whether the model's own Python files may run.
@@ -58,6 +63,9 @@ def load_model(
         OSError: If a download failed or the disk is full.
     """
     place = require_device(device)
+    spread: dict[str, Any] = {}
+    if device_map is not None:
+        spread = {"device_map": device_map, "offload_folder": offload_folder}
     checkpoint = resolve_checkpoint(
         name_or_path, revision=revision, trust_remote_code=trust_remote_code
     )
@@ -65,12 +73,12 @@ def load_model(
         checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
     )
     is_causal = _is_causal(config, checkpoint)
-    model, has_head = _load_weights(checkpoint, config, is_causal, dtype)
+    model, has_head = _load_weights(checkpoint, config, is_causal, dtype, spread)
     tokenizer = cast(Any, AutoTokenizer).from_pretrained(
         checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
     )
     return HookedModel.from_transformers(
-        cast(Any, model).to(device=place).eval(),
+        (model if spread else cast(Any, model).to(device=place)).eval(),
         tokenizer,
         name=checkpoint.name,
         folder=checkpoint.folder,
@@ -127,7 +135,7 @@ def _is_causal(config: Any, checkpoint: Checkpoint) -> bool:
 
 
 def _load_weights(
-    checkpoint: Checkpoint, config: Any, is_causal: bool, dtype: torch.dtype
+    checkpoint: Checkpoint, config: Any, is_causal: bool, dtype: torch.dtype, spread: dict[str, Any]
 ) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its language-modelling head came from the checkpoint."""
     kind = AutoModelForCausalLM if is_causal else AutoModelForMaskedLM
@@ -143,6 +151,7 @@ def _load_weights(
             use_safetensors=True,
             output_loading_info=True,
             **({"attn_implementation": "eager"} if softcapped else {}),
+            **spread,
         )
     missing = sorted(report["missing_keys"])
     body = f"{model.base_model_prefix}."

@@ -58,6 +58,16 @@ def fired_sites(model: Any, names: Iterable[str], run: Callable[[], object]) -> 
     return fired
 
 
+def token_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids must be: with the embedding, or where its hook puts it while it runs."""
+    place = next(iter(model.parameters())).device
+    if place.type != "meta":
+        return place
+    hook: Any = cast(Any, model.get_input_embeddings())._hf_hook
+    hooks = (one for one in getattr(hook, "hooks", (hook,)) if hasattr(one, "execution_device"))
+    return torch.device(next(hooks).execution_device)
+
+
 def boot_bridge(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
 ) -> Any:
@@ -78,7 +88,11 @@ def boot_bridge(
 
     try:
         bridge = cast(Any, TransformerBridge).boot_transformers(
-            str(folder), hf_model=model, tokenizer=tokenizer, device=model.device, dtype=model.dtype
+            str(folder),
+            hf_model=model,
+            tokenizer=tokenizer,
+            device=token_device(model),
+            dtype=model.dtype,
         )
     except (ValueError, NotImplementedError) as error:
         raise UnsupportedModelError(
@@ -99,7 +113,7 @@ def revive_rotary_hooks(bridge: Any) -> None:
     """
     if not hasattr(bridge, "original_model"):
         return  # a HookedTransformer computes attention itself: its hook points all fire
-    ids = torch.ones(1, 4, dtype=torch.long, device=next(iter(bridge.parameters())).device)
+    ids = torch.ones(1, 4, dtype=torch.long, device=token_device(bridge.original_model))
     listed = [name for name in attention_site_names(bridge) if "hook_rot" in name]
     dead = set(listed) - fired_sites(bridge, listed, lambda: bridge(ids, return_type=None))
     for block in sorted({int(match.group(1)) for name in dead if (match := _NAME.fullmatch(name))}):

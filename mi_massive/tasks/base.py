@@ -244,6 +244,9 @@ class TaskSource:
 
     build: "Callable[[TaskSource, TaskInput], Task]" = field(repr=False)
 
+    version: int = 1
+    """Version of the tasks that it builds; see `Task.version`."""
+
     hub: HubSet | None = None
     """The data set behind the task; None where the package writes or holds the data."""
 

@@ -92,7 +92,7 @@ def _build(source: TaskSource, given: TaskInput) -> Task:
     return Task(
         name=source.name,
         kind=source.kind,
-        version=1,
+        version=source.version,
         summary=source.summary,
         examples=tuple(_example(fact, answer) for fact, answer in asked[: given.limit]),
         grade=grade_verdict,

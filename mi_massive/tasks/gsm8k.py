@@ -24,7 +24,7 @@ def _build(source: TaskSource, given: TaskInput) -> Task:
     return Task(
         name=source.name,
         kind=source.kind,
-        version=1,
+        version=source.version,
         summary=source.summary,
         examples=tuple(_example(row, f"{source.name}/{i}") for i, row in enumerate(rows)),
         grade=grade_number,

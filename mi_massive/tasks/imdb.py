@@ -32,7 +32,7 @@ def _build(source: TaskSource, given: TaskInput) -> Task:
     return Task(
         name=source.name,
         kind=source.kind,
-        version=1,
+        version=source.version,
         summary=source.summary,
         examples=tuple(
             _example(given.rows[i], f"{source.name}/{i}")

@@ -48,7 +48,7 @@ def _build(source: TaskSource, given: TaskInput, *, condition: Condition) -> Tas
     return Task(
         name=source.name,
         kind=source.kind,
-        version=1,
+        version=source.version,
         summary=source.summary,
         examples=tuple(_example(fact, facts, condition, rng) for fact in asked),
         grade=grade_named,

@@ -52,7 +52,7 @@ def _build(source: TaskSource, given: TaskInput, *, condition: Condition) -> Tas
     return Task(
         name=source.name,
         kind=source.kind,
-        version=1,
+        version=source.version,
         summary=source.summary,
         examples=tuple(
             _example(fact, condition, _context(fact, condition, count_tokens, filler))

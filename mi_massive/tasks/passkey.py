@@ -35,7 +35,7 @@ def _build(source: TaskSource, given: TaskInput, *, n_tokens: int, n_digits: int
     return Task(
         name=source.name,
         kind=source.kind,
-        version=2,
+        version=source.version,
         summary=source.summary,
         examples=tuple(
             _example(
@@ -137,6 +137,7 @@ SOURCES = tuple(
         summary=f"A key of {n_digits} digits hidden in a prompt of {n_tokens} tokens.",
         default_limit=100,
         build=partial(_build, n_tokens=n_tokens, n_digits=n_digits),
+        version=2,
         needs_tokenizer=True,
     )
     for n_tokens, n_digits in _PRESETS

@@ -1,0 +1,78 @@
+"""Which weights a model's name means, found without loading or downloading them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from httpx import HTTPError
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from mi_massive.models.gguf import file_sha256
+from mi_massive.models.wheel import BUILT_IN
+
+_BLOCK: Final = 1 << 12
+_N_BLOCKS: Final = 64
+"""Blocks of each weight file that are read: training moves nearly every weight."""
+_READ_WHOLE: Final = (".json", ".jinja", ".txt", ".model", ".py")
+
+
+class Pinned(NamedTuple):
+    """The weights that a name means now."""
+
+    identity: str
+    """Differs where the weights do: a requirement, a checksum, or a commit of the hub."""
+    commit: str | None
+    """Commit to load from the hub; None for every other source."""
+
+
+def pin_model(name: str, *, revision: str | None = None) -> Pinned:
+    """Find out which weights `name` means, at the cost of a glance at its files or of one request.
+
+    Args:
+        name: As `load_model` takes it.
+        revision: Branch, tag or commit of a hub model.
+
+    Raises:
+        ConnectionError: If it is a hub model that is neither in the cache nor on a hub that can be
+            reached.
+    """
+    path = Path(name).expanduser()
+    if name in BUILT_IN:
+        return Pinned(BUILT_IN[name].requirement, None)
+    if path.is_file():
+        return Pinned(f"sha256:{file_sha256(path)}", None)
+    if path.is_dir():
+        return Pinned(f"folder:{_folder_digest(path)}", None)
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    commit = Path(cached).parent.name if isinstance(cached, str) else _commit(name, revision)
+    return Pinned(f"{name}@{commit}", commit)
+
+
+def _folder_digest(folder: Path) -> str:
+    """Config, tokenizer and code whole; of the weights their sizes and some blocks of each file."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _READ_WHOLE:
+            digest.update(file.name.encode() + file.read_bytes())
+        elif file.suffix == ".safetensors":
+            size = file.stat().st_size
+            digest.update(json.dumps([file.name, size]).encode())
+            with file.open("rb") as opened:
+                for block in range(_N_BLOCKS):
+                    opened.seek(max(0, size - _BLOCK) * block // (_N_BLOCKS - 1))
+                    digest.update(opened.read(_BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def _commit(name: str, revision: str | None) -> str:
+    try:
+        return str(HfApi().model_info(name, revision=revision).sha)
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled) as error:
+        at = "" if revision is None else f" at {revision!r}"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConnectionError(
+            f"model {name}{at} must be a built-in name, a file or folder that exists, or on a hub "
+            f"that can be reached, got none ({reason}); check the spelling, or connect"
+        ) from error

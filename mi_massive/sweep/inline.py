@@ -1,0 +1,24 @@
+"""Cells computed in this process, one after the other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mi_massive.sweep.worker import SweepWork, run_work
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InlineEngine:
+    """No worker but this process."""
+
+    device: str = "cpu"
+
+    @property
+    def n_workers(self) -> int:
+        """One."""
+        return 1
+
+    def run(self, works: Sequence[SweepWork], tick: Callable[[], None]) -> list[str]:
+        """Compute here; an error of the machine, such as a full disk, is raised as it is."""
+        for work in works:
+            run_work(work, tick)
+        return []
