@@ -37,6 +37,7 @@ from mi_massive.quantization_arms import (
 )
 from mi_massive.quantization_plans import QuantizationPlan
 from mi_massive.quantization_schemes import require_divides
+from mi_massive.records import Provenance
 from mi_massive.scores import INTACT, Cell, EvaluationConfig, TaskResult, cells_of
 from mi_massive.state_errors import StateErrors, compare_states
 from mi_massive.tasks.base import Task
@@ -112,6 +113,11 @@ class WeightProtectionResult:
     cells: tuple[Cell, ...] = field(repr=False)
     contrasts: tuple[ArmContrast, ...] = field(repr=False)
     config: WeightProtectionConfig
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of the model at full precision; the digest is that of the neutral text."""
+        return self.effects.provenance
 
     def gain(
         self,

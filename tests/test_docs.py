@@ -14,7 +14,7 @@ from chromium import DESKTOP, PHONE, chromium, visit
 from typer.main import get_command
 
 import mi_massive
-from mi_massive import viz
+from mi_massive import sweep, viz
 from mi_massive.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -57,15 +57,16 @@ def prose(page: Path) -> str:
 def commands(page: Path) -> list[str]:
     """Lines of a page's shell blocks, and whole commands within a line of text."""
     blocks = re.findall(r"```sh\n(.*?)```", text_of(page), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    inline = re.findall(r"`(mi-massive [a-z]+ [^`]+)`", text_of(page))
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`(mi-massive [a-z-]+ [^`]+)`", text_of(page))
     return [line for line in [*lines, *inline] if line.startswith("mi-massive ")]
 
 
 def parse(line: str) -> None:
     """Give a command to the application's own parser, which runs nothing."""
     _, name, *arguments = shlex.split(line, comments=True)
-    subcommands()[name].make_context(name, arguments).close()
+    if arguments != ["--help"]:  # which ends the application
+        subcommands()[name].make_context(name, arguments).close()
 
 
 def subcommands() -> dict[str, Any]:
@@ -80,6 +81,12 @@ def test_every_public_name_is_in_the_api_reference(name: str) -> None:
     documented = [(DOCS / "api" / page.name).read_text("utf-8") for page in DOCS.glob("api/*.md")]
     found = re.findall(rf"^\.\. auto\w+:: {name}$", "\n".join(documented), re.MULTILINE)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", sweep.__all__)
+def test_every_name_of_sweeps_is_in_the_api_reference(name: str) -> None:
+    page = (DOCS / "api" / "scale.md").read_text("utf-8")
+    assert len(re.findall(rf"^\.\. auto\w+:: {name}$", page, re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize("name", viz.__all__)
@@ -97,7 +104,7 @@ def test_every_record_and_every_experiment_is_on_the_page_of_reproduction() -> N
 
 def test_every_command_is_on_the_page_of_the_command_line() -> None:
     page = (DOCS / "cli.md").read_text("utf-8")
-    assert sorted(re.findall(r"^\| `mi-massive (\w+)` \|", page, re.M)) == sorted(subcommands())
+    assert sorted(re.findall(r"^\| `mi-massive ([\w-]+)` \|", page, re.M)) == sorted(subcommands())
 
 
 @pytest.mark.parametrize("page", ANALYSES, ids=lambda page: page.stem)
