@@ -2,12 +2,15 @@
 
 from typing import Final
 
-from mi_massive._disruption_claims import Finding, disruption_findings
+import numpy as np
+
+from mi_massive._disruption_claims import Finding, beside_control, disruption_findings
 from mi_massive._verdicts import require_same_model
 from mi_massive.arms import Arm
 from mi_massive.concentration import ConcentrationResult
 from mi_massive.conflict import ConflictResult
 from mi_massive.conflict_scores import ConflictCell
+from mi_massive.controls import behind_label
 from mi_massive.disruption import DisruptionResult
 from mi_massive.scores import INTACT
 
@@ -81,11 +84,13 @@ def _fallback(arm: Arm, intact: ConflictCell, cell: ConflictCell, result: Confli
 def _beyond(arm: Arm, cell: ConflictCell, result: ConflictResult) -> str:
     if cell.control is None:
         return f"No control was matched to {arm.name} in how far the attention moves."
-    control = result.cell(cell.control)
-    moved = [result.effects.of(n)["attention_kl"].effect for n in (cell.control, arm.name)]
+    names = behind_label(cell.control, result.effects.arms)
+    keeps, follows, closed_book = (
+        float(np.mean([getattr(result.cell(name), share).effect for name in names]))
+        for share in ("keeps", "follows", "closed_book")
+    )
     return (
-        f"{cell.control} moves the attention by {moved[0]:.2f} nats, {arm.name} by "
-        f"{moved[1]:.2f}; under it {control.keeps.effect:.0%} keep memory, "
-        f"{control.follows.effect:.0%} follow the context and closed-book "
-        f"{control.closed_book.effect:.0%} of the facts are left."
+        f"{beside_control(arm.name, cell.control, result.effects)} Under the control {keeps:.0%} "
+        f"keep memory, {follows:.0%} follow the context and closed-book {closed_book:.0%} of the "
+        "facts are left."
     )

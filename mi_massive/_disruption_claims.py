@@ -4,9 +4,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from mi_massive._verdicts import UNDEFINED
 from mi_massive.arms import Arm
+from mi_massive.attention_effects import EffectsResult
 from mi_massive.contrasts import ArmContrast
+from mi_massive.controls import behind_label
 from mi_massive.disruption import DisruptionResult
 from mi_massive.seed_spreads import Spread
 from mi_massive.stats import Estimate
@@ -68,15 +72,27 @@ def _range(spread: Spread) -> str:
 
 
 def _beyond(arm: Arm, shown: Sequence[ArmContrast], result: DisruptionResult) -> str:
-    controls = {c.control for c in shown if c.control is not None}
-    if not controls:
+    label = next((c.control for c in shown if c.control is not None), None)
+    if label is None:
         return f"No control was matched to {arm.name} in how far the attention moves."
-    name = next(iter(controls))
-    moved = {key: result.effects.of(key)["attention_kl"].effect for key in (arm.name, name)}
-    strength = next(a.strength for a in result.arms if a.name == name)
     return (
-        f"{name} at strength {strength:.3g} moves the attention by {moved[name]:.2f} nats, "
-        f"{arm.name} by {moved[arm.name]:.2f}; the difference of their contrasts is given."
+        f"{beside_control(arm.name, label, result.effects)} The difference of their contrasts is "
+        "given."
+    )
+
+
+def beside_control(arm: str, label: str, effects: EffectsResult) -> str:
+    """How equal an arm and its matched control are in what they do to neutral text."""
+    controls = behind_label(label, effects.arms)
+    moved = [float(np.mean([effects.of(c)["attention_kl"].effect for c in controls]))]
+    moved.append(effects.of(arm)["attention_kl"].effect)
+    strengths = sorted(effects.strengths[control] for control in controls)
+    strength = " to ".join(f"{s:.3g}" for s in dict.fromkeys((strengths[0], strengths[-1])))
+    beyond = effects.added_beyond(arm, controls)
+    return (
+        f"{label} at strength {strength} moves the attention by {moved[0]:.2f} nats, {arm} by "
+        f"{moved[1]:.2f}; {arm} adds {beyond.effect:+.2f} [{beyond.low:+.2f}, {beyond.high:+.2f}] "
+        f"nats a token more to {beyond.n} neutral texts than the control."
     )
 
 

@@ -159,14 +159,14 @@ def match_arms(
     return tuple(found)
 
 
-def matched_controls(arms: Sequence[Arm]) -> dict[str, str]:
-    """For each arm by name the arm that was matched to it, the first seed if there are several."""
-    found: dict[str, str] = {}
+def matched_controls(arms: Sequence[Arm]) -> dict[str, tuple[str, ...]]:
+    """For each arm by name the arms that were matched to it: every seed of its control."""
+    found: dict[str, tuple[str, ...]] = {}
     for control in arms:
         target = PRESETS[control.preset].matched_to
         for arm in arms:
             if (arm.preset, arm.k, arm.layers) == (target, control.k, control.layers):
-                found.setdefault(arm.name, control.name)
+                found[arm.name] = (*found.get(arm.name, ()), control.name)
     return found
 
 

@@ -10,7 +10,7 @@ whole of it, as in the paper, so its cross-entropy is not that of a causal reade
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -75,6 +75,12 @@ class EffectsResult:
             "cross_entropy": _over_prompts(loss[index]),
             "added_cross_entropy": _over_prompts(loss[index] - loss[0], null=0.0),
         }
+
+    def added_beyond(self, arm: str, controls: Sequence[str]) -> Estimate:
+        """Cross-entropy under an arm minus the mean of others, paired and tested as `of` does."""
+        loss = _array(self.cross_entropy)
+        others = loss[[self.arms.index(control) for control in controls]].mean(axis=0)
+        return _over_prompts(loss[self.arms.index(arm)] - others, null=0.0)
 
 
 def measure_effects(

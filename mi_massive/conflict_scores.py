@@ -14,7 +14,7 @@ holds it; the closed-book score beside it says whether there is any memory left 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Literal
@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mi_massive.controls import Controls, control_label
 from mi_massive.proportions import mcnemar_p_value, proportion
 from mi_massive.records import Provenance
 from mi_massive.scores import INTACT
@@ -109,9 +110,9 @@ class ConflictCell:
     logit_diff_change: Estimate
     """Paired with the intact model; sign-flip test, corrected as the other changes."""
     control: str | None
-    """The arm that was matched to this one, or None."""
+    """What was matched to this arm: an arm, a condition with the number of its seeds, or None."""
     beyond_control: Estimate
-    """`keeps_change` minus that of the control, paired; NaN without one."""
+    """`keeps_change` minus that of the control, mean over its seeds, paired; NaN without one."""
 
     @property
     def part(self) -> tuple[str | None, str | None, ConflictReadout]:
@@ -129,7 +130,7 @@ def conflict_cells(
     intact: ConflictAnswers,
     by_arm: Mapping[str, ConflictAnswers],
     *,
-    controls: Mapping[str, str],
+    controls: Controls,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[ConflictCell, ...]:
@@ -138,7 +139,7 @@ def conflict_cells(
     Args:
         intact: Of the known conflicts.
         by_arm: Of the same conflicts in the same order, by the name of the arm.
-        controls: The matched control of an arm, where it has one.
+        controls: The matched control of an arm, where it has one: every seed of it.
         n_resamples: Of the bootstrap, and of the test of the logit difference.
         seed: Of both.
 
@@ -182,7 +183,7 @@ def conflict_cells(
                     readout=readout,
                     **_shares(conditions[INTACT], after, averages),
                     **differences[name],
-                    **_against(conditions, name, controls.get(name), averages),
+                    **_against(conditions, name, controls.get(name, ()), averages),
                 )
                 for name, after in conditions.items()
             ]
@@ -239,13 +240,21 @@ def _differences(
 
 
 def _against(
-    conditions: Mapping[str, _Condition], name: str, control: str | None, averages: _Average
+    conditions: Mapping[str, _Condition],
+    name: str,
+    controls: Sequence[str],
+    averages: _Average,
 ) -> dict[str, Any]:
-    """The share that keeps memory, against the matched control."""
-    if control is None:
-        return {"control": None, "beyond_control": _UNDEFINED}
-    change = _change(conditions[control].keeps, conditions[name].keeps, averages)
-    return {"control": control, "beyond_control": change}
+    """The share that keeps memory, against the matched control, or the mean over its seeds."""
+    own, others = conditions[name].keeps, [conditions[control].keeps for control in controls]
+    if not others:
+        beyond = _UNDEFINED
+    elif len(others) == 1:
+        beyond = _change(others[0], own, averages)
+    else:
+        differences = own - np.mean(others, axis=0)
+        beyond = averages(differences, null=0.0, alternative="two-sided")
+    return {"control": control_label(controls), "beyond_control": beyond}
 
 
 _UNDEFINED: Final = Estimate(

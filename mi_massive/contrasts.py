@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
+from mi_massive.controls import Controls, control_label
 from mi_massive.scores import Readout, TaskResult
 from mi_massive.stats import Estimate
 from mi_massive.tasks.base import Kind
@@ -41,9 +42,9 @@ class ArmContrast:
     contrast: Estimate
     """Contextual minus parametric loss."""
     control: str | None
-    """The arm to compare with at equal change of the attention."""
+    """What to compare with: an arm, or a condition with the number of its seeds."""
     beyond_control: Estimate
-    """The contrast minus that of the control; NaN without one."""
+    """The contrast minus that of the control, mean over its seeds; NaN without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +106,7 @@ def contrasts(
     arms: Mapping[str, Sequence[TaskResult]],
     *,
     readout: Readout,
-    controls: Mapping[str, str],
+    controls: Controls,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[ArmContrast, ...]:
@@ -115,7 +116,7 @@ def contrasts(
         intact: Results of the intact model, one a task.
         arms: Results of each arm for the same tasks, in the same order.
         readout: Which scores; tasks without it are left out.
-        controls: The control of an arm, where it has one.
+        controls: The control of an arm, where it has one: every seed of it.
         n_resamples: Bootstrap resamples.
         seed: Of the resamples.
     """
@@ -132,10 +133,10 @@ def contrasts(
         return mean(name, "contextual").minus(mean(name, "parametric"))
 
     def beyond(name: str) -> _Draws:
-        own, control = contrast(name), controls.get(name)
-        if control is None:
+        own, others = contrast(name), controls.get(name)
+        if not others:
             return _nothing(n_resamples)
-        return _Draws(own.values - contrast(control).values, own.n)
+        return _Draws(own.values - np.mean([contrast(c).values for c in others], axis=0), own.n)
 
     return tuple(
         ArmContrast(
@@ -146,7 +147,7 @@ def contrasts(
             contextual_loss=mean(name, "contextual").estimate(),
             parametric_loss=mean(name, "parametric").estimate(),
             contrast=contrast(name).estimate(),
-            control=controls.get(name),
+            control=control_label(controls.get(name, ())),
             beyond_control=beyond(name).estimate(),
         )
         for name in arms

@@ -143,7 +143,7 @@ class StateQuantizationResult:
     cells: tuple[Cell, ...]
     """Scores of full precision first, then of the arms that were asked."""
     contrasts: tuple[ArmContrast, ...]
-    """Loss of contextual minus parametric tasks; massive kept beyond the first random control."""
+    """Loss of contextual minus parametric tasks; massive kept beyond the random control."""
     config: StateQuantizationConfig
     provenance: Provenance
 

@@ -189,13 +189,13 @@ def _contrasts(
     arms: Sequence[QuantizationArm],
     config: StateQuantizationConfig,
 ) -> tuple[ArmContrast, ...]:
-    """Contextual minus parametric losses; massive channels against the first random ones."""
+    """Contextual minus parametric losses; massive channels against random ones."""
     controls = {
-        arm.name: other.name
+        arm.name: tuple(
+            other.name for other in arms if (other.protected, other.plan) == ("random", arm.plan)
+        )
         for arm in arms
-        for other in arms
         if arm.protected == "massive"
-        and (other.protected, other.seed, other.plan) == ("random", 0, arm.plan)
     }
     return tuple(
         contrast

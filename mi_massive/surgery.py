@@ -213,20 +213,24 @@ def _readouts(task: Task, config: SurgeryConfig) -> tuple[Readout, ...]:
     return ("generation",) if task.name in config.generated else config.evaluation.readouts
 
 
-def _controls(arms: Sequence[SurgeryArm]) -> dict[str, str]:
-    """For arms on the massive pairs the first that does the same to random others."""
+def _controls(arms: Sequence[SurgeryArm]) -> dict[str, tuple[str, ...]]:
+    """For arms on the massive pairs those that do the same to random others."""
     return {
-        arm.name: control.name
+        arm.name: tuple(control.name for control in arms if _same_to_random(arm, control))
         for arm in arms
-        for control in reversed(arms)
         if arm.pairs.among == "massive"
-        and control.pairs.among == "random"
+    }
+
+
+def _same_to_random(arm: SurgeryArm, control: SurgeryArm) -> bool:
+    return (
+        control.pairs.among == "random"
         and arm.surgery is not None
         and control.surgery is not None
         and arm.pairs.bands == control.pairs.bands
         and (arm.surgery.change, arm.surgery.amount)
         == (control.surgery.change, control.surgery.amount)
-    }
+    )
 
 
 def _effects(

@@ -406,6 +406,27 @@ def test_c4_and_c5_are_about_the_papers_edit_that_has_a_matched_control() -> Non
     assert name in found["C4a"].reading
 
 
+def test_c4b_says_how_equal_arm_and_control_are_in_damage_to_neutral_text() -> None:
+    result = sample_results.disruption_result()
+    control = "effect_matched k=4 seed=0"
+    beyond = result.effects.added_beyond("paper k=4", [control])
+    losses = result.effects.cross_entropy.double()
+    rows = [result.effects.arms.index(name) for name in ("paper k=4", control)]
+    assert beyond.effect == pytest.approx(float((losses[rows[0]] - losses[rows[1]]).mean()))
+    assert f"adds {beyond.effect:+.2f} [{beyond.low:+.2f}, " in judged(result)["C4b"].reading
+
+
+def test_c4b_beyond_several_seeds_speaks_of_all_of_them() -> None:
+    result = sample_results.disruption_result()
+    seeds = ("random k=4 seed=0", "random k=4 seed=1")
+    label = "random k=4 (2 seeds)"
+    drawn = tuple(dataclasses.replace(c, control=label) for c in result.contrasts)
+    reading = judged(dataclasses.replace(result, contrasts=drawn))["C4b"].reading
+    beyond = result.effects.added_beyond("paper k=4", seeds)
+    assert reading.startswith(f"{label} at strength 1 moves the attention by ")
+    assert f"adds {beyond.effect:+.2f} [" in reading
+
+
 def test_without_a_contrast_or_the_papers_edit_nothing_is_decided() -> None:
     result = sample_results.disruption_result()
     silent = dataclasses.replace(result, contrasts=())

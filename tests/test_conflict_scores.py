@@ -136,7 +136,7 @@ def test_beyond_the_control_is_the_paired_difference_of_the_shares_that_keep_mem
     made = conflict_cells(
         answers(before),
         {"treatment": answers(treated), "matched": answers(matched)},
-        controls={"treatment": "matched"},
+        controls={"treatment": ("matched",)},
     )
     cell = only(made, "treatment")
     assert cell.control == "matched"
@@ -147,6 +147,23 @@ def test_beyond_the_control_is_the_paired_difference_of_the_shares_that_keep_mem
     assert cell.beyond_control.p_value == mcnemar_p_value(*kept)
     assert only(made, "matched").control is None
     assert math.isnan(only(made, "matched").beyond_control.effect)
+
+
+def test_beyond_several_seeds_is_the_paired_difference_to_their_mean() -> None:
+    before, treated = drawn(30, 1), drawn(30, 2)
+    seeds = {f"matched seed={seed}": drawn(30, 3 + seed) for seed in range(3)}
+    made = conflict_cells(
+        answers(before),
+        {"treatment": answers(treated), **{name: answers(s) for name, s in seeds.items()}},
+        controls={"treatment": tuple(seeds)},
+    )
+    cell = only(made, "treatment")
+    assert cell.control == "matched (3 seeds)"
+    kept = np.mean([only(made, name).keeps.effect for name in seeds])
+    assert cell.beyond_control.effect == pytest.approx(cell.keeps.effect - kept)
+    assert cell.beyond_control.n == 30
+    assert cell.beyond_control.test.endswith("sign-flip permutation (two-sided)")
+    assert 0 < cell.beyond_control.p_value <= 1
 
 
 def test_relations_and_styles_hold_their_own_examples() -> None:

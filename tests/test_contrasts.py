@@ -8,6 +8,7 @@ import pytest
 from builders import build_provenance
 
 from mi_massive.contrasts import ArmContrast, contrasts
+from mi_massive.controls import Controls
 from mi_massive.scores import Answer, EvaluationConfig, TaskResult
 
 
@@ -63,7 +64,7 @@ def arm(read: int, find: int, recall: int, guess: int = 20) -> tuple[TaskResult,
 
 
 def one(
-    arms: dict[str, tuple[TaskResult, ...]], *, controls: dict[str, str] | None = None
+    arms: dict[str, tuple[TaskResult, ...]], *, controls: Controls | None = None
 ) -> dict[str, ArmContrast]:
     found = contrasts(INTACT, arms, readout="generation", controls=controls or {})
     return {contrast.arm: contrast for contrast in found}
@@ -111,12 +112,25 @@ def test_the_interval_is_that_of_a_slow_bootstrap() -> None:
 
 def test_a_control_that_costs_the_same_leaves_nothing_beyond_it() -> None:
     costs = arm(10, 15, 28)
-    found = one({"arm": costs, "control": costs}, controls={"arm": "control"})
+    found = one({"arm": costs, "control": costs}, controls={"arm": ("control",)})
     beyond = found["arm"].beyond_control
     assert (beyond.effect, beyond.low, beyond.high) == (0.0, 0.0, 0.0)
     assert math.isnan(found["control"].beyond_control.effect)
-    harmless = one({"arm": costs, "control": INTACT}, controls={"arm": "control"})["arm"]
+    harmless = one({"arm": costs, "control": INTACT}, controls={"arm": ("control",)})["arm"]
     assert harmless.beyond_control == harmless.contrast
+
+
+def test_beyond_several_seeds_of_a_control_is_beyond_their_mean() -> None:
+    drawn = {f"drawn k=4 seed={seed}": arm(n, n, 36) for seed, n in enumerate((10, 20, 30))}
+    arms = {"arm": arm(10, 15, 28), **drawn}
+    found = one(arms, controls={"arm": tuple(drawn)})["arm"]
+    assert found.control == "drawn k=4 (3 seeds)"
+    alone = [one(arms, controls={"arm": (name,)})["arm"].beyond_control for name in drawn]
+    assert found.beyond_control.effect == pytest.approx(np.mean([each.effect for each in alone]))
+    assert found.beyond_control.n == found.contrast.n
+    # the arm costs what the first draw does: one draw decides nothing
+    ends = [each.high - each.low for each in alone]
+    assert 0 < found.beyond_control.high - found.beyond_control.low < max(ends)
 
 
 def test_without_a_task_of_one_kind_the_contrast_is_unknown() -> None:

@@ -580,9 +580,10 @@ def test_the_table_of_losses_holds_both_kinds_their_difference_and_the_control(d
         "effect_matched k=4 seed=0",
         shown(first.beyond_control),
         "0.214",
+        shown(disrupted.effects.added_beyond(names[0], names[1:])),
         "80 examples",
     )
-    assert table.rows[1][5:8] == ("–", "–", "–")
+    assert table.rows[1][5:9] == ("–", "–", "–", "–")
     undefined = disruption_tables.contrast_table(disrupted, names, "options").rows[0]
     assert undefined[2:5] == ("undefined", "undefined", "not tested")
 

@@ -323,7 +323,7 @@ class TestResult:
         assert all(g.gain.test.endswith("Holm") for g in result.gains)
         assert all(g.gain.p_value == 1.0 for g in text)  # two passages show nothing
 
-    def test_massive_channels_are_set_against_the_first_random_ones(
+    def test_massive_channels_are_set_against_the_random_ones(
         self, result: StateQuantizationResult
     ) -> None:
         controls = {c.arm: c.control for c in result.contrasts if c.control is not None}

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from mi_massive.arms import Arm
+from mi_massive.contrasts import ArmContrast
+from mi_massive.controls import behind_label
 from mi_massive.disruption import DisruptionResult
 from mi_massive.report import text
 from mi_massive.report.tables import Table
@@ -101,8 +103,7 @@ def contrast_table(result: DisruptionResult, arms: Sequence[str], readout: Reado
             _with_interval(contrast.contrast),
             text.p_value(contrast.contrast.p_value),
             contrast.control or _NONE,
-            _with_interval(contrast.beyond_control) if contrast.control else _NONE,
-            text.p_value(contrast.beyond_control.p_value) if contrast.control else _NONE,
+            *_beyond(contrast, result),
             text.counted(contrast.contrast),
         )
         for contrast in contrasts
@@ -119,10 +120,23 @@ def contrast_table(result: DisruptionResult, arms: Sequence[str], readout: Reado
             "control",
             "beyond the control’s difference",
             "p",
+            "cross-entropy of neutral text minus the control’s, nats",
             "n",
         ),
         rows=rows,
         folded=_folded(result, arms),
+    )
+
+
+def _beyond(contrast: ArmContrast, result: DisruptionResult) -> tuple[str, str, str]:
+    """What goes beyond the matched control, and how equal the two are in general damage."""
+    if contrast.control is None:
+        return _NONE, _NONE, _NONE
+    controls = behind_label(contrast.control, result.effects.arms)
+    return (
+        _with_interval(contrast.beyond_control),
+        text.p_value(contrast.beyond_control.p_value),
+        _with_interval(result.effects.added_beyond(contrast.arm, controls)),
     )
 
 
