@@ -36,13 +36,15 @@ def main() -> None:
     options.add_argument("--limit", type=int, default=350, help="facts asked, known or not")
     options.add_argument("--presets", nargs="*", default=list(PRESETS))
     options.add_argument("--random-seeds", type=int, default=3, help="seeds of the arm `random`")
-    options.add_argument("--k", nargs="+", type=int, default=[4])
+    options.add_argument(
+        *("--k",), nargs="*", type=int, default=[4], help="without a number each preset's own"
+    )
     options.add_argument("--legacy", type=int, default=40, help="questions as published")
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
-    arms = make_arms(given.presets, ks=given.k) if given.presets else ()
+    arms = make_arms(given.presets, ks=given.k or None) if given.presets else ()
     if given.random_seeds:
-        arms += make_arms(("random",), ks=given.k, n_seeds=given.random_seeds)
+        arms += make_arms(("random",), ks=given.k or None, n_seeds=given.random_seeds)
     total = (1 + len(arms)) * (2 if given.legacy else 1)
     for name in given.models:
         model = load(name, given)

@@ -24,7 +24,10 @@ def conflict_command(
             help="Arms, with commas; `mi-massive presets` lists them; '' for none: intact alone."
         ),
     ] = "paper,effect_matched",
-    k: Annotated[str, typer.Option(help="Dimensions of each head, with commas.")] = "4",
+    k: Annotated[
+        str | None,
+        typer.Option(help="Dimensions of each head, with commas; default: each preset's own."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of arms that draw.")] = 1,
     relations: Annotated[
         str | None, typer.Option(help="Relations, with commas, such as city_country.")
@@ -51,7 +54,7 @@ def conflict_command(
 ) -> None:
     """What a model follows when its prompt contradicts what it knows, under edits (C6)."""
     opt.require_savable(save)
-    wanted, ks = split(preset), doses(k)
+    wanted, ks = split(preset), None if k is None else doses(k)
     named = None if relations is None else split(relations)
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
 

@@ -76,14 +76,20 @@ def make_arms(
         Arms in the order of the presets, then of the doses, then of the seeds.
 
     Raises:
-        ValueError: If a preset does not exist or there is none, or `ks` is empty.
+        ValueError: If a preset does not exist or there is none, `ks` is empty, or no preset uses it.
     """
     if ks is not None:
         require_not_empty("ks", ks, remedy="give at least one number, or None")
     require_not_empty("presets", presets, remedy=f"choose from {', '.join(PRESETS)}")
-    arms: list[Arm] = []
     for name in presets:
         preset(name)
+    if ks is not None and not any(PRESETS[name].dosed for name in presets):
+        raise ValueError(
+            f"ks (option --k) must be left out for presets that have no k, got {list(ks)} for "
+            f"{', '.join(presets)}; take the preset paper for the k largest dimensions"
+        )
+    arms: list[Arm] = []
+    for name in presets:
         entry = PRESETS[name]
         seeds = range(n_seeds if entry.seeded else 1)
         doses = ks if entry.dosed and ks is not None else (entry.k,)

@@ -74,6 +74,10 @@ def test_a_task_of_ones_own_is_asked_under_every_arm(
         (["--tasks", "nonsense"], "--tasks must be among gsm8k, aqua"),
         (["--preset", "nonsense"], "preset must be one of paper, zero, shuffled, massive"),
         (["--k", "99"], "k must be between 0 and"),
+        (
+            ["--preset", "massive", "--k", "4"],
+            "for massive; take the preset paper for the k largest",
+        ),
         (["--k", "four"], "--k must be whole numbers with commas, got 'four'"),
         (["--readout", "thoughts"], "--readout must be among generation,options"),
         (["--chat"], "chat must be False for a tokenizer without a chat template"),

@@ -328,6 +328,16 @@ def test_no_task_and_no_preset_are_refused(model: HookedModel) -> None:
         make_arms(("nonsense",))
 
 
+def test_a_number_of_dimensions_that_no_preset_uses_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"left out for presets that have no k, got \[4\] for mass"
+    ):
+        make_arms(("massive",), ks=(4,))
+    names = [arm.name for arm in make_arms(("massive", "paper"), ks=(2,))]
+    assert names == ["massive", "paper k=2"]
+    assert [arm.name for arm in make_arms(("massive",))] == ["massive"]
+
+
 def test_a_matched_control_belongs_to_its_treatment_at_the_same_dose_alone() -> None:
     arms = make_arms(("paper", "sink_preserving", "effect_matched"), ks=(1, 4), n_seeds=2)
     assert matched_controls(arms) == {
