@@ -95,6 +95,10 @@ SENTIMENTS = {
     "It is not entirely positive aspects.": None,
     "Positively awful": None,
     "Mixed": None,
+    "It is far from positive.": "negative",
+    "This is anything but a negative review": "positive",
+    "It isn't far from positive": "positive",
+    "From afar, positive": "positive",
 }
 
 

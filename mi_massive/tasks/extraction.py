@@ -51,7 +51,17 @@ _MARKED_LETTER: Final = re.compile(
     r"(?<!\bnot )(?:(?<!\w)\((?P<round>[A-E])\)|(?<![\w(])(?P<half>[A-E])\)|\*\*(?P<bold>[A-E])\*\*"
     r"|(?i:\b(?:option|choice))\s+(?P<named>[A-E])\b)"
 )
+# "So C." after a list of the options; "so B is twice as old" goes on.
+_CONCLUDED: Final = re.compile(
+    r"(?i:\b(?:so|therefore|thus|hence)\b)[\s,:*_]+(?i:(?:it\s+is|it's|option|choice)\s+)?[(*_]*"
+    r"(?P<letter>[A-E])(?![\w'])[)*_]*\s*(?:[.!\n]|$)"
+)
 _ARTICLE: Final = re.compile(r"^(?:an?|the) (?=.)")
+# A name after these is not the answer: "isn't France", "rather than in France".
+_DENIED: Final = re.compile(
+    r"(?i:\b(?:not|cannot|never|neither|nor|rather than|instead of|far from)|n't)"
+    r"(?: (?:an?|the|in|from|of|by|actually|really|at|to|be))* $"
+)
 
 _MANY_LETTERS: Final = 4  # a text that marks so many options repeats the list
 
@@ -95,19 +105,22 @@ def extract_letter(text: str) -> str | None:
 
     In this order: the last that is stated ("The answer is C", `\boxed{C}`); the one that the text
     begins with ("C", "(C)", "C) 12", "**C**"); the only one that is marked anywhere. The article
-    in "A train leaves" is no option, and a text that repeats the list of options names none.
+    in "A train leaves" is no option. A text that repeats the list of options names what it then
+    concludes ("so C"), or none.
     """
     plain = text.translate(_PLAIN)
     stated = [match["letter"].upper() for match in _STATED_LETTER.finditer(plain)]
     if stated:
         return stated[-1]
-    marked = {letter for groups in _MARKED_LETTER.findall(plain) for letter in groups if letter}
-    if len(marked) >= _MANY_LETTERS:
-        return None
+    found = [letter for groups in _MARKED_LETTER.findall(plain) for letter in groups if letter]
+    marked = list(dict.fromkeys(found))
+    if len(marked) >= _MANY_LETTERS or marked[:3] == ["A", "B", "C"]:
+        concluded = [match["letter"] for match in _CONCLUDED.finditer(plain)]
+        return concluded[-1] if concluded else None
     first = _FIRST_LETTER.match(plain)
     if first is not None:
         return first["letter"]
-    return marked.pop() if len(marked) == 1 else None
+    return marked[0] if len(marked) == 1 else None
 
 
 def extract_digits(text: str, n_digits: int) -> str | None:
@@ -124,14 +137,16 @@ def extract_named(text: str, names: Sequence[str]) -> str | None:
 
     Accents, a leading article and, but for single letters, case do not count; of two names that
     begin at the same word the longer one wins ("Guinea-Bissau" is not "Guinea"). A name after
-    "not" is passed over.
+    "not", "isn't", "rather than" and the like is passed over.
     """
     keep_case = any(len(name) == 1 for name in names)
     by_form = {_ARTICLE.sub("", _fold(name, keep_case=keep_case)): name for name in names}
     forms = "|".join(re.escape(form) for form in sorted(by_form, key=len, reverse=True))
-    pattern = rf"(?<!\w)(?<!\bnot )(?<!\bnot the )(?:{forms})(?!\w|-\w)"
-    match = re.search(pattern, _fold(text, keep_case=keep_case))
-    return None if match is None else by_form[match[0]]
+    folded = _fold(text, keep_case=keep_case)
+    for match in re.finditer(rf"(?<!\w)(?:{forms})(?!\w|-\w)", folded):
+        if _DENIED.search(folded[: match.start()]) is None:
+            return by_form[match[0]]
+    return None
 
 
 def _plain(text: str) -> str:

@@ -8,6 +8,7 @@ Does not show: what a text means that never says so ("He was born elsewhere."): 
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final, Literal
 
 Verdict = Literal["yes", "no"]
@@ -32,6 +33,7 @@ _AFTER_DETERMINER: Final = _set(
 # "The answer is no because ...": the verdict goes on.
 _AFTER_VERDICT: Final = _set("and as because but for it since that this")
 _NEGATORS: Final = _set("cannot hardly neither never nor not")
+_NEGATING_PAIRS: Final = frozenset({("far", "from"), ("anything", "but")})
 _ADVERBS: Final = _set(
     "absolutely actually also certainly clearly completely course definitely entirely fact "
     "factually historically however in indeed of perfectly quite simply still totally very"
@@ -159,7 +161,8 @@ def _is_predicate(before: Sequence[str], word: str, after: str) -> bool:
 
 
 def _n_negations(words: Sequence[str]) -> int:
-    return sum(word in _NEGATORS or word.endswith("n't") for word in words)
+    pairs = sum(pair in _NEGATING_PAIRS for pair in pairwise(words))
+    return pairs + sum(word in _NEGATORS or word.endswith("n't") for word in words)
 
 
 def _turned(word: str, before: Sequence[str]) -> Sentiment:
