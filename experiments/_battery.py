@@ -15,6 +15,7 @@ from mi_massive import (
     make_arms,
     run_disruption,
 )
+from mi_massive.answer_files import AnswerFile
 
 TASKS = (
     *("passkey_128_6", "pairs_open_book", "pairs_counterfactual", "letters"),
@@ -47,6 +48,7 @@ def add_options(
         help="tasks answered by generation too; 'all' for every task",
     )
     parser.add_argument("--data", type=Path, help="folder with TASK.jsonl for tasks of the hub")
+    parser.add_argument("--answers", type=Path, help="folder for the models' answers in words")
     parser.add_argument("--chat", action="store_true", help="ask in the chat template")
     parser.add_argument("--record", help="beginning of the record's name instead of the script's")
 
@@ -63,7 +65,16 @@ def run(experiment: str, name: str, given: argparse.Namespace) -> DisruptionResu
         generated=None if "all" in given.generate else tuple(given.generate),
     )
     told = counter("cells", (1 + len(arms)) * len(tasks))
-    result = run_disruption(model, tasks, arms, config=config, cells=given.cells, on_progress=told)
+    answers = given.answers and given.answers / f"{experiment}_{Path(name).name.lower()}.jsonl"
+    result = run_disruption(
+        model,
+        tasks,
+        arms,
+        config=config,
+        cells=given.cells,
+        on_progress=told,
+        on_result=AnswerFile(answers, tasks) if answers else None,
+    )
     record(result, given.record or experiment, name, given)
     return result
 

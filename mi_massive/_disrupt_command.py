@@ -52,6 +52,10 @@ def disrupt_command(
         Path | None,
         typer.Option(help="Folder that keeps finished cells; a killed run goes on from there."),
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="A .jsonl file for every answer in words, written as they come."),
+    ] = None,
     chat: opt.Chat = False,
     batch_size: opt.BatchSize = opt.BATCH_SIZE,
     device: opt.Device = opt.DEVICE,
@@ -64,12 +68,14 @@ def disrupt_command(
 ) -> None:
     """What losing chosen dimensions costs on tasks and on neutral text (C4, C5)."""
     opt.require_savable(save)
+    _require_lines(answers)
     names, ks = task_names(tasks), None if k is None else doses(k)
     _require_use(data, names)
     own = own_tasks(names, limit)
     asking = EvaluationConfig(readouts=_readouts(readout), chat=chat, batch_size=batch_size)
 
-    from mi_massive.arms import make_arms  # late, as all that loads transformers
+    from mi_massive.answer_files import AnswerFile  # late, as all that loads transformers
+    from mi_massive.arms import make_arms
     from mi_massive.disruption import DisruptionConfig, run_disruption
 
     arms = make_arms(split(preset), ks=ks, n_seeds=seeds)
@@ -83,6 +89,7 @@ def disrupt_command(
             config=DisruptionConfig(evaluation=asking),
             cells=cells,
             on_progress=advance,
+            on_result=None if answers is None else AnswerFile(answers, asked),
         )
     if as_json:
         print_json(
@@ -186,6 +193,15 @@ def _require_use(data: Path | None, names: list[str]) -> None:
             f"--data must stand in for one of the tasks {', '.join(takers)}, got {data} for "
             f"{', '.join(names)}; leave it out, or name a file of your own in --tasks"
         )
+
+
+def _require_lines(answers: Path | None) -> None:
+    """Refuse a file of answers that could not be written."""
+    if answers is None:
+        return
+    if answers.suffix != OWN or answers.is_dir():
+        raise ValueError(f"--answers must be a file that ends in {OWN}, got {answers}")
+    opt.require_writable("--answers", answers)
 
 
 def own_tasks(names: Sequence[str], limit: int | None) -> dict[str, Task]:

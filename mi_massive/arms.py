@@ -76,7 +76,7 @@ def make_arms(
         Arms in the order of the presets, then of the doses, then of the seeds.
 
     Raises:
-        ValueError: If a preset does not exist or there is none, `ks` is empty, or no preset uses it.
+        ValueError: If a preset does not exist or there is none, or `ks` is empty or used by none.
     """
     if ks is not None:
         require_not_empty("ks", ks, remedy="give at least one number, or None")

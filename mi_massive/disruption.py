@@ -125,6 +125,7 @@ def run_disruption(
     config: DisruptionConfig | None = None,
     cells: Path | None = None,
     on_progress: Callable[[int], None] | None = None,
+    on_result: Callable[[str, TaskResult], None] | None = None,
 ) -> DisruptionResult:
     """Evaluate the intact model and every arm on every task and on neutral text.
 
@@ -136,6 +137,8 @@ def run_disruption(
         cells: Folder for every finished piece, answers included; a later run with the same
             arguments takes them from there.
         on_progress: Called with the number of (arm, task) pairs finished since the last call.
+        on_result: Called with the arm and the answers of each pair as it is finished; see
+            `mi_massive.answer_files`.
 
     Raises:
         ValueError: If two arms or two tasks have one name, a control cannot be matched, or a task
@@ -160,6 +163,8 @@ def run_disruption(
             done.append(
                 kept_evaluation(cells, label, model, task, intervention=intervention, config=asked)
             )
+            if on_result is not None:
+                on_result(label, done[-1])
             if on_progress is not None:
                 on_progress(1)
         return done

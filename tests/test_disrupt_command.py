@@ -85,6 +85,8 @@ def test_a_task_of_ones_own_is_asked_under_every_arm(
         (["--tasks", ","], "--tasks must name at least one of gsm8k, aqua"),
         (["--data", "rows.jsonl"], "--data must stand in for one of the tasks gsm8k, aqua, imdb"),
         (["--save", "result.txt"], "--save must end in .json"),
+        (["--answers", "a.json"], "--answers must be a file that ends in .jsonl, got a.json"),
+        (["--answers", "/dev/null/a.jsonl"], "--answers must"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -96,6 +98,31 @@ def test_bad_input_is_one_sentence(
     assert out == ""
     assert sentence in err
     assert err.count("\n") == 1
+
+
+def test_every_answer_is_written_with_what_was_asked(
+    run: Run, model: Path, own: Path, tmp_path: Path
+) -> None:
+    path, cells = tmp_path / "folder" / "answers.jsonl", tmp_path / "cells"
+    given = ["disrupt", model, "--tasks", own, "--preset", "paper", "--k", "2", "--limit", 3]
+    given += ["--cells", cells, "--answers", path]
+    assert run(*given)[0] == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["arm"], row["id"]) for row in rows] == [
+        (arm, str(i)) for arm in ("intact", "paper k=2") for i in range(3)
+    ]
+    assert [row["asked"] for row in rows[:3]] == [f"t{i} t2 t{3 * i}" for i in range(3)]
+    kept = [load_result(cell) for cell in sorted(cells.glob("own-*.json"))]
+    answers = {(a.id, a.text, a.correct, a.log_probs) for result in kept for a in result.answers}
+    assert answers == {
+        (row["id"], row["text"], row["correct"], tuple(row["log_probs"])) for row in rows
+    }
+    assert {(row["task"], row["task_version"], *row["options"]) for row in rows} == {
+        ("own", 1, " t4", " t5")
+    }
+    before = path.read_text()
+    assert run(*given)[0] == 0  # from the folder: the same answers, not twice
+    assert path.read_text() == before
 
 
 def test_what_can_be_refused_without_the_model_is_refused_before_it_is_loaded(

@@ -58,7 +58,16 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("_patch_runs", "operation", "share_capture", "quantizer", "state_errors", "weight_rows"),
     ),
     # A task knows no model; evaluation joins the two.
-    3: ("tasks", "scores", "controls", "evaluation", "conflict_scores", "known_facts", "distances"),
+    3: (
+        "tasks",
+        "scores",
+        "controls",
+        "answer_files",
+        "evaluation",
+        "conflict_scores",
+        "known_facts",
+        "distances",
+    ),
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "seed_spreads", "disruption"),
