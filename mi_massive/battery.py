@@ -31,7 +31,8 @@ GENERATED: Final = ("passkey_128_6",)
 
 def battery_arms() -> tuple[Arm, ...]:
     """Treatment and random control at three doses, the others at the largest."""
-    others = ("sink_preserving", "sink_only", "norm_matched", "effect_matched")
+    others = ("sink_preserving", "sink_only", "smallest", "same_band")
+    others += ("norm_matched", "effect_matched")
     return (*make_arms(("paper", "random"), ks=(1, 2, 4)), *make_arms(others, ks=(4,)))
 
 

@@ -9,6 +9,7 @@ from tiny_models import FAMILIES, llama
 from mi_massive import battery
 from mi_massive.battery import battery_arms, load_tasks, n_cells, run_battery
 from mi_massive.models import HookedModel, UnsupportedModelError, load_model
+from mi_massive.presets import PRESETS
 
 
 @pytest.fixture(scope="module", name="model")
@@ -48,6 +49,11 @@ def test_every_arm_is_run_on_every_task(
     assert {cell.score.n for cell in result.cells} == {2}
     assert result.judged is not None
     assert result.judged.name == "paper k=4"  # the dose that has a matched control
+
+
+def test_the_papers_edit_stands_beside_every_control_at_its_dose() -> None:
+    beside = {arm.preset for arm in battery_arms() if arm.k == 4 and arm.role == "control"}
+    assert beside == {name for name, entry in PRESETS.items() if entry.role == "control"}
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
