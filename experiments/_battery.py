@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _options import add_options as add_shared_options
-from _options import counter, load, record
+from _options import counter, load, record, short
 
 from mi_massive import (
     DisruptionConfig,
@@ -65,7 +65,7 @@ def run(experiment: str, name: str, given: argparse.Namespace) -> DisruptionResu
         generated=None if "all" in given.generate else tuple(given.generate),
     )
     told = counter("cells", (1 + len(arms)) * len(tasks))
-    answers = given.answers and given.answers / f"{experiment}_{Path(name).name.lower()}.jsonl"
+    answers = given.answers and given.answers / f"{experiment}_{short(name)}.jsonl"
     result = run_disruption(
         model,
         tasks,

@@ -38,7 +38,12 @@ def counter(what: str, total: int | None = None) -> Callable[[int], None]:
     return advance
 
 
+def short(name: str) -> str:
+    """What files call a model: the last part of its name, without capitals."""
+    return Path(name).name.lower()
+
+
 def record(result: object, beginning: str, name: str, given: argparse.Namespace) -> None:
     """Save a model's result and say where."""
-    path = save_result(result, given.out / f"{beginning}_{Path(name).name.lower()}.json")
+    path = save_result(result, given.out / f"{beginning}_{short(name)}.json")
     print(f"record: {path}")

@@ -12,6 +12,8 @@ Command: python experiments/claims.py
 import argparse
 from pathlib import Path
 
+from _options import short
+
 from mi_massive import (
     StudyConfig,
     default_passages,
@@ -33,7 +35,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
     table1, conflict, states, weights = (
-        RECORDS / f"{name}_{given.model}.json"
+        RECORDS / f"{name}_{short(given.model)}.json"
         for name in ("table1", "conflict", "state_quantization", "quantization")
     )
     twins = [path for path in [RECORDS / "twins_stdlib_small.json"] if path.exists()]
@@ -48,7 +50,7 @@ def main() -> None:
         twins=[load_result(path) for path in twins],
         config=StudyConfig(n_pattern_heads=0),
     )
-    path = save_result(results.scoreboard, given.out / f"claims_{given.model}.json")
+    path = save_result(results.scoreboard, given.out / f"claims_{short(given.model)}.json")
     for claim in results.scoreboard.claims:
         print(f"{claim.id} {claim.verdict}: {claim.reading}")
     print(f"record: {path}")

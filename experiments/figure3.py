@@ -11,38 +11,42 @@ Command: python experiments/figure3.py --data data
 import argparse
 from pathlib import Path
 
-from mi_massive import EvaluationConfig, load_model, load_tasks, make_arms, save_result
-from mi_massive.fluency import measure_fluency
+from _options import add_options, counter, load, record
 
-HERE = Path(__file__).parent
+from mi_massive import EvaluationConfig, load_tasks, make_arms
+from mi_massive.fluency import measure_fluency
+from mi_massive.published import FIGURE3
+
 PRESETS = ("paper", "sink_preserving", "random", "norm_matched")
 
 
 def main() -> None:
-    """Generate, score and record."""
+    """Generate, score and record, then print the published numbers."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--model", default="smollm2-135m-instruct")
+    add_options(options)
     options.add_argument("--tasks", nargs="+", default=["gsm8k", "aqua"])
     options.add_argument("--data", type=Path, help="folder with TASK.jsonl; without it the hub")
-    options.add_argument("--limit", type=int, default=8)
+    options.add_argument("--limit", type=int, default=8, help="examples of each task")
     options.add_argument("--k", type=int, default=4)
     options.add_argument("--max-new-tokens", type=int, default=48)
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
-    options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
-    model = load_model(given.model, device=given.device)
-    tasks = load_tasks(model, given.tasks, data=given.data, limit=given.limit)
-    result = measure_fluency(
-        model,
-        tasks,
-        make_arms(PRESETS, ks=(given.k,)),
-        config=EvaluationConfig(chat=True, max_new_tokens=given.max_new_tokens),
-        cells=given.cells,
+    arms = make_arms(PRESETS, ks=(given.k,))
+    asking = EvaluationConfig(
+        chat=True, max_new_tokens=given.max_new_tokens, batch_size=given.batch_size
     )
-    path = save_result(result, given.out / f"figure3_{given.model}.json")
-    print(result.to_frame().to_string())
-    print(f"record: {path}")
+    for name in given.models:
+        model = load(name, given)
+        tasks = load_tasks(model, given.tasks, data=given.data, limit=given.limit)
+        told = counter("cells", (1 + len(arms)) * len(tasks))
+        result = measure_fluency(
+            model, tasks, arms, config=asking, cells=given.cells, on_progress=told
+        )
+        print(result.to_frame().to_string())
+        record(result, "figure3", name, given)
+    print("published for Llama3-8B (vanilla / non-massive / massive disrupted):")
+    for task, measures in FIGURE3.items():
+        said = (f"{name} {'/'.join(map(str, three))}" for name, three in measures.items())
+        print(f"{task}: {'; '.join(said)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ Command: python experiments/speed.py
 import argparse
 from pathlib import Path
 
+from _options import short
+
 from mi_massive import Estimate, save_result
 from mi_massive.generation_speed import measure_generation_speed
 from mi_massive.speed import measure_speed
@@ -38,7 +40,7 @@ def capture(model: str, rounds: int, out: Path) -> Path:
         print(f"{way}: {_said(full)} x the plain forward, {_said(body)} x its body")
     for way, peak in result.peak_mb.items():
         print(f"{way}: peak {peak:.0f} MiB at {result.n_tokens_peak} tokens")
-    return save_result(result, out / f"speed_{model}_cpu.json")
+    return save_result(result, out / f"speed_{short(model)}_cpu.json")
 
 
 def generation(model: str, rounds: int, out: Path) -> Path:
@@ -46,7 +48,7 @@ def generation(model: str, rounds: int, out: Path) -> Path:
     for way, relative in zip(result.ways, result.throughput, strict=True):
         print(f"{way}: {_said(relative)} x the examples per second of plain generate")
     print(f"disrupted generate over the published way: {_said(result.speedup)}")
-    return save_result(result, out / f"generation_speed_{model}_cpu.json")
+    return save_result(result, out / f"generation_speed_{short(model)}_cpu.json")
 
 
 def _said(ratio: Estimate) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from _options import short
 
 from mi_massive import conflict_pairs, load_conflicts, load_model, save_result
 from mi_massive.patch_speed import measure_patch_speed
@@ -43,7 +44,8 @@ def main() -> None:
         f"{result.n_pairs} pairs of {result.n_tokens} tokens"
     )
     print(f"largest difference: {result.largest_difference:.2g} of the whole difference")
-    print(f"record: {save_result(result, given.out / f'speed_patching_{given.model}_cpu.json')}")
+    path = given.out / f"speed_patching_{short(given.model)}_cpu.json"
+    print(f"record: {save_result(result, path)}")
 
 
 if __name__ == "__main__":

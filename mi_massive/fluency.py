@@ -23,10 +23,12 @@ from jaxtyping import Float
 from mi_massive._cells import kept_evaluation
 from mi_massive._checks import require_not_empty
 from mi_massive.arms import Arm
-from mi_massive.evaluation import ask
+from mi_massive.capture import provenance_of
+from mi_massive.evaluation import ask, with_tasks
 from mi_massive.generation import continuation_log_probs
 from mi_massive.interventions import Intervention, disrupt
 from mi_massive.models.base import HookedModel
+from mi_massive.prompts import TokenizedPrompts
 from mi_massive.records import Provenance
 from mi_massive.scores import INTACT, EvaluationConfig, TaskResult
 from mi_massive.stats import Estimate, estimate
@@ -103,20 +105,38 @@ def measure_fluency(
     config = replace(config or EvaluationConfig(), readouts=("generation",))
     require_not_empty("tasks", tasks, remedy="load at least one with load_task")
     rows: list[Fluency] = []
-    last: TaskResult | None = None
+    intact: list[TaskResult] = []
     edits: dict[str, Intervention | None] = {INTACT: None, **{a.name: a.intervention for a in arms}}
     for name, edit in edits.items():
         for task in tasks:
-            last = kept_evaluation(cells, name, model, task, intervention=edit, config=config)
-            rows.append(_fluency(model, task, last, name, edit))
+            result = kept_evaluation(cells, name, model, task, intervention=edit, config=config)
+            rows.append(_fluency(model, task, result, name, edit))
+            intact += [result] if edit is None else []
             if on_progress is not None:
                 on_progress(1)
     return FluencyResult(
         rows=tuple(rows),
         arms=tuple(arms),
         config=config,
-        provenance=cast(TaskResult, last).provenance,
+        provenance=_provenance(model, tasks, intact, config),
     )
+
+
+def _provenance(
+    model: HookedModel,
+    tasks: Sequence[Task],
+    intact: Sequence[TaskResult],
+    config: EvaluationConfig,
+) -> Provenance:
+    """Of the questions of all tasks together; what the arms edit stands in `arms`."""
+    asked = [ask(model, task, config) for task in tasks]
+    prompts = TokenizedPrompts(
+        input_ids=tuple(ids for each in asked for ids in each.input_ids),
+        texts=tuple(text for each in asked for text in each.texts),
+        n_truncated=0,
+    )
+    of_prompts = provenance_of(model, prompts, batch_size=config.batch_size)
+    return with_tasks(of_prompts, intact, seed=0)
 
 
 def _fluency(

@@ -84,6 +84,16 @@ PUBLISHED: Final = tuple(
 """The same as shares, model by model."""
 
 
+FIGURE3: Final = {
+    "gsm8k": {"diversity": (0.89, 0.91, 0.56), "perplexity": (4.2, 4.1, 7.6)},
+    "aqua": {"diversity": (0.91, 0.92, 0.40), "perplexity": (3.2, 3.3, 8.7)},
+    "imdb": {"diversity": (0.88, 0.87, 0.11), "perplexity": (43.0, 40.0, 130.0)},
+}
+"""Figure 3 of the same paper, Llama3-8B: by task different 2-grams per 2-gram and perplexity of
+the answers, vanilla / non-massive / massive disrupted. Scored without their prompt, by the
+disrupted model itself."""
+
+
 QUANTIZED_SOURCE: Final = "Jin et al. 2025, arXiv:2502.01563, figure 4"
 QUANTIZED: Final = {
     "gptq": {"gsm8k": 0.775, "aqua": 0.740, "cities": 0.989},

@@ -94,6 +94,19 @@ def test_the_intact_model_comes_first_and_scores_itself(result: FluencyResult) -
     assert paper.log_perplexity.effect > intact.log_perplexity.effect
 
 
+def test_the_provenance_is_of_the_whole_run_not_of_its_last_arm(
+    model: HookedModel, task: Task, result: FluencyResult
+) -> None:
+    other = make_task(model, "recalls", "parametric", n=3)
+    both = measure_fluency(model, [task, other], make_arms(("paper",), ks=(3,)), config=CONFIG)
+    assert both.provenance.n_prompts == 8
+    assert list(both.provenance.settings) == ["task reads", "task recalls"]
+    assert both.provenance.settings["task reads"] == (
+        f"version {task.version}, 5 examples, digest {task.digest}"
+    )
+    assert both.provenance.prompts_digest != result.provenance.prompts_digest
+
+
 def test_a_result_survives_saving(result: FluencyResult, tmp_path: Path) -> None:
     again = load_result(save_result(result, tmp_path / "fluency.json"))
     assert repr(again) == repr(result)

@@ -1,7 +1,7 @@
 import pytest
 
 from mi_massive.presets import PRESETS
-from mi_massive.published import PUBLISHED, TABLE1, published_for
+from mi_massive.published import FIGURE3, PUBLISHED, TABLE1, published_for
 from mi_massive.tasks import TASKS
 
 
@@ -29,6 +29,15 @@ def test_the_published_claim_is_in_the_published_numbers(kind):
     scores = [s for s in PUBLISHED if TASKS[s.task].kind == kind]
     lost = [1 - score.massive_disrupted / score.intact for score in scores]
     assert all(x > 0.6 for x in lost) if kind == "contextual" else all(x < 0.35 for x in lost)
+
+
+def test_in_figure_3_massive_disruption_repeats_itself_and_is_improbable():
+    assert set(FIGURE3) <= set(TASKS)
+    for measures in FIGURE3.values():
+        intact, others, massive = measures["diversity"]
+        assert massive < 0.7 * min(intact, others)
+        intact, others, massive = measures["perplexity"]
+        assert massive > 1.7 * max(intact, others)
 
 
 def test_a_task_that_was_not_published_has_no_scores():
