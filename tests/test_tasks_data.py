@@ -1,6 +1,7 @@
 """GSM8K, AQuA and IMDB on the real files, and rows that are refused."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -23,8 +24,26 @@ def test_gsm8k_takes_the_first_1000_rows_with_normalised_answers():
         assert example.answer == row["answer"].split("####")[1].strip().replace(",", "")
         assert task.grade(row["answer"], example).correct
         assert task.grade(f"So 3 of 7. The answer is ${example.answer}.00.", example).correct
-    assert task.options_chance != task.options_chance  # NaN: no options
-    assert (task.chance, task.max_new_tokens) == (0, 256)
+    assert (task.chance, task.options_chance, task.max_new_tokens) == (0, 0.25, 256)
+
+
+@pytest.mark.parametrize("gold", ["4", "0", "18", "1234", "-10", "-3", "2.5", "3/4"])
+def test_gsm8k_sets_the_right_number_against_three_of_as_many_digits(tmp_path, gold):
+    rows = [GSM8K | {"answer": f"#### {gold}"}] * 20
+    path = write(tmp_path, rows)
+    task = load_task("gsm8k", data=path)
+    golds = set()
+    for example in task.examples:
+        numbers = [task.grade(option, example).extracted for option in example.options]
+        assert example.options == tuple(f" The answer is {number}." for number in numbers)
+        assert len(set(numbers)) == 4
+        assert {re.sub(r"\d", "0", number) for number in numbers} == {re.sub(r"\d", "0", gold)}
+        assert example.gold == numbers.index(gold)
+        golds.add(example.gold)
+    assert len(golds) > 1  # the right one stands in no fixed place
+    assert len({example.options for example in task.examples}) > 10
+    again = load_task("gsm8k", data=path, seed=5)
+    assert again.digest == task.digest
 
 
 @needs_data

@@ -1,7 +1,8 @@
 """GSM8K: grade-school word problems whose answer is a number.
 
 Answers: can the model reason over the numbers of the prompt? Zero-shot, greedy, up to 256 new
-tokens an example: the costliest task.
+tokens an example: the costliest task. Its options are the answer at once, without the steps: the
+right number against three drawn ones of as many digits.
 
 Does not show: use of context alone. Arithmetic is stored knowledge too, many models were trained on
 these very problems, and 256 tokens cut off long solutions, which then count as wrong.
@@ -11,12 +12,16 @@ Source:
     Differs: one wording for all models; graded by the stated answer, not the last number.
 """
 
+import random
+from typing import Final
+
 from mi_massive.tasks._columns import text_in
 from mi_massive.tasks.base import Example, HubSet, Row, Task, TaskInput, TaskSource
 from mi_massive.tasks.extraction import normalise_number
 from mi_massive.tasks.scoring import grade_number, legacy_grade_number
 
 _INSTRUCTION = 'Work it out step by step and end with "The answer is N.", where N is a number.'
+_N_OPTIONS: Final = 4
 
 
 def _build(source: TaskSource, given: TaskInput) -> Task:
@@ -44,9 +49,29 @@ def _example(row: Row, name: str) -> Example:
             f"answer must be a number or end in '#### number', got {solution[-40:]!r} at "
             f"{row.where}; correct it"
         )
+    rng = random.Random(f"{name}:{gold}")
+    numbers = _numbers_like(gold, rng)
     return Example(
-        id=name, prompt=f"Question: {question}\nAnswer:", question=question, answer=gold, group=name
+        id=name,
+        prompt=f"Question: {question}\nAnswer:",
+        question=question,
+        answer=gold,
+        options=tuple(f" The answer is {number}." for number in numbers),
+        gold=numbers.index(gold),
+        group=name,
     )
+
+
+def _numbers_like(gold: str, rng: random.Random) -> list[str]:
+    """The number and wrong ones with other digits in its places, in a drawn order."""
+    found = [gold]
+    while len(found) < _N_OPTIONS:
+        other = "".join(str(rng.randrange(10)) if c.isdecimal() else c for c in gold)
+        # A number that is written otherwise, such as 07 or 5.0, has fewer digits.
+        if other not in found and normalise_number(other) == other:
+            found.append(other)
+    rng.shuffle(found)
+    return found
 
 
 SOURCES = (
@@ -58,5 +83,6 @@ SOURCES = (
         build=_build,
         hub=HubSet("openai/gsm8k", "main", "test"),
         columns=("question", "answer"),
+        version=2,
     ),
 )

@@ -4,6 +4,8 @@ Answers: how well does a model do on my examples? Any file with rows will do; .j
 
     {"prompt": "The sky is", "answer": "blue", "options": ["blue", "green"], "kind": "parametric"}
 
+Options may be left out; with them in every row the task is also read by their log-probability.
+
 Does not show: that the examples measure what their `kind` says, or that wrong and right options are
 equally likely to a model that does not know.
 """

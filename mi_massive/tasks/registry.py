@@ -42,7 +42,7 @@ def load_task(
             on the hub, with the same columns; None loads from the hub.
         limit: At most so many examples; None takes the task's `default_limit`.
         seed: Seed of every draw: which examples, their order, pass keys and filler. `gsm8k` and
-            `aqua` draw nothing and keep the order of the data.
+            `aqua` keep the order of the data, and their options do not depend on it.
         count_tokens: Number of tokens of a text without special tokens, by the tokenizer of the
             model that will be asked. Tasks that need it say so in `TASKS`; others ignore it.
 
