@@ -9,6 +9,17 @@ batch axis; neither the layers below nor the positions before a patch are comput
 Does not show: a circuit. Shares of cells need not add up to 1, a cell that another one backs up
 shows nothing, and what both runs have in common (the first token, where they begin alike) can show
 nothing at all.
+
+Beside TransformerLens (4.3.0): the hook points and their names are its own, the loop is not.
+`transformer_lens.patching.generic_activation_patch` patches the same sites, whole heads or
+positions, by one whole forward pass a cell; stacking the cells and leaving out what a patch cannot
+change is what makes this 4.6 times as fast (`mi_massive.patch_speed`), with equal effects. Its
+setters know no rotary band or pair and no chosen dimensions, and its stacked sweeps fill key-value
+heads up with zeros to the number of query heads. `tools.analysis.interchange` exchanges linear
+subspaces, of activations without a head axis and at one position an example.
+`tools.analysis.attribution_patching` scores nodes (embedding, output of a head or MLP) and, without
+shared key-value heads, edges, but no queries or keys: `mi_massive.attribution` takes the same first
+order by rotary pair, from gradients equal to those of that module.
 """
 
 from collections.abc import Callable, Sequence

@@ -8,6 +8,7 @@ import pytest
 import torch
 from patch_models import random_pairs
 from tiny_models import FAMILIES
+from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
 from mi_massive import (
     AttributionResult,
@@ -87,6 +88,39 @@ def test_an_estimate_is_the_limit_of_small_patches(
     answer, other = pairs[0].answer, pairs[0].other
     expected = (change[answer] - change[other]) / (whole[answer] - whole[other])
     assert float(found.estimated[place]) == pytest.approx(float(expected), rel=0.05)
+
+
+@pytest.mark.parametrize("site", ["q", "rot_q", "rot_k"])
+def test_an_estimate_is_that_of_the_activations_and_gradients_of_transformer_lens(
+    model: HookedModel, pairs: list[PromptPair], site: Any
+) -> None:
+    """Its `attribution_patch` has no queries or keys, but what it is made of takes any hook."""
+    groups = ("object", "last")
+    found = attribute(model, pairs, site=site, groups=groups, config=QUICK)
+    # The library's backward pass goes as far down as the lowest hook point asked for.
+    names = [f"blocks.{block}.attn.hook_{site}" for block in (0, 1)]
+    total, whole = torch.zeros(found.estimated.shape), 0.0
+    for pair in pairs:
+
+        def measure(logits: torch.Tensor, pair: PromptPair = pair) -> torch.Tensor:
+            return logits[0, -1, pair.answer] - logits[0, -1, pair.other]
+
+        clean, corrupted = (
+            cache_activation_and_gradient(
+                model.bridge, torch.tensor([ids]), measure, ["hook_embed", *names]
+            )
+            for ids in (pair.clean, pair.corrupted)
+        )
+        whole += float(clean.metric - corrupted.metric)
+        for layer, name in enumerate(names):
+            gradient = corrupted.gradients[name]
+            assert gradient is not None
+            parts = (clean.activations[name] - corrupted.activations[name])[0] * gradient[0]
+            by_pair = parts[..., :8] + parts[..., 8:]
+            for place, group in enumerate(groups):
+                total[layer, ..., place] += by_pair[list(pair.groups[group])].sum(dim=0)
+    assert found.n_examples == len(pairs)
+    torch.testing.assert_close(found.estimated, total / whole, atol=1e-5, rtol=1e-4)
 
 
 def test_the_correlation_is_over_the_sample_and_says_so(
