@@ -121,12 +121,14 @@ def ask_legacy(
     n_examples: int,
     cells: Path | None,
     on_progress: Callable[[int], None] | None,
+    *,
+    batch_size: int,
 ) -> tuple[Cell, ...]:
     """The published protocol in every condition; nothing for no examples."""
     if not n_examples:
         return ()
     task = legacy_conflict(limit=n_examples)
-    asking = EvaluationConfig(readouts=("generation", "options"))
+    asking = EvaluationConfig(readouts=("generation", "options"), batch_size=batch_size)
     found: dict[str, TaskResult] = {}
     conditions: dict[str, Intervention | None] = {INTACT: None, **edits}
     for label, edit in conditions.items():

@@ -11,6 +11,7 @@ from mi_massive._disrupt_command import doses, split
 from mi_massive._terminal import print_json, print_records, progress
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.records import save_result
+from mi_massive.tasks._conflict_facts import load_relations
 
 _LEGACY_EXAMPLES = 40
 
@@ -55,8 +56,7 @@ def conflict_command(
     """What a model follows when its prompt contradicts what it knows, under edits (C6)."""
     opt.require_savable(save)
     wanted, ks = split(preset), None if k is None else doses(k)
-    named = None if relations is None else split(relations)
-    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    named = None if relations is None else _relations(relations)
 
     from mi_massive.arms import make_arms  # late, as all that loads transformers
     from mi_massive.conflict import ConflictConfig, run_conflict
@@ -66,6 +66,7 @@ def conflict_command(
     config = ConflictConfig(
         batch_size=batch_size, legacy_examples=_LEGACY_EXAMPLES if legacy else 0, seed=seed
     )
+    loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     conflicts = load_conflicts(loaded, relations=named, limit=limit, seed=seed)
     total = (1 + len(arms)) * (2 if legacy else 1)
     with progress(total, quiet=quiet, what="conditions") as advance:
@@ -79,6 +80,10 @@ def conflict_command(
                 "known": [dataclasses.asdict(known) for known in result.known],
                 "cells": [dataclasses.asdict(cell) for cell in result.cells],
                 "legacy": [dataclasses.asdict(cell) for cell in result.legacy],
+                "effects": {
+                    arm: {name: dataclasses.asdict(e) for name, e in result.effects.of(arm).items()}
+                    for arm in result.effects.arms
+                },
                 "provenance": dataclasses.asdict(result.provenance),
             }
         )
@@ -86,6 +91,24 @@ def conflict_command(
         _print(result)
     if save is not None:
         save_result(result, save)
+
+
+def _relations(listed: str) -> list[str]:
+    """Relations that an option names.
+
+    Raises:
+        ValueError: If there is none, or one that does not exist.
+    """
+    names, known = split(listed), load_relations()
+    if not names:
+        raise ValueError(
+            f"--relations must name at least one of {', '.join(known)}, got {listed!r}; leave it "
+            "out for all"
+        )
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--relations must be among {', '.join(known)}, got {name!r}")
+    return names
 
 
 def _print(result: Any) -> None:
@@ -117,6 +140,20 @@ def _print(result: Any) -> None:
             if cell.part == (None, None, readout)
         ]
         print_records(f"Conflicts by {readout}", rows)
+        flips = [
+            {
+                "arm": cell.arm,
+                "to memory": _share(cell.to_memory),
+                "to neither": _share(cell.to_neither),
+                "followers": cell.to_memory.n,
+                "to context": _share(cell.to_context),
+                "keepers": cell.to_context.n,
+            }
+            for cell in result.cells
+            if cell.part == (None, None, readout) and cell.arm != "intact"
+        ]
+        if flips:
+            print_records(f"Flips by {readout}, of those that followed and kept before", flips)
     if result.legacy:
         rows = [
             {"arm": cell.arm, "readout": cell.readout, "score": _share(cell.score)}

@@ -184,7 +184,9 @@ def run_conflict(
         answers=tuple(a for a, knows_it in zip(everything.answers, knows, strict=True) if knows_it),
     )
     by_arm = {name: asked(edit, name, known) for name, edit in edits.items()}
-    legacy = ask_legacy(model, edits, config.legacy_examples, cells, on_progress)
+    legacy = ask_legacy(
+        model, edits, config.legacy_examples, cells, on_progress, batch_size=config.batch_size
+    )
     return ConflictResult(
         arms=arms,
         known=known_facts(conflicts, knows),

@@ -2,17 +2,21 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Run
+from sample_conflict import conflict_result
 from tiny_models import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mi_massive import load_result
+from mi_massive._conflict_command import _print
+from mi_massive.models import load
 from mi_massive.tasks._conflict_facts import load_relations
 from mi_massive.tasks._filler import FILLER
 from mi_massive.tasks.facts import load_facts
@@ -72,6 +76,8 @@ def test_conflicts_are_asked_saved_and_taken_from_the_cells(
     assert known["athlete_sport"]["counts"]["not_one_token"] == several > 0
     arms = ["intact", "paper k=2", "random k=2 seed=0"]
     assert list(dict.fromkeys(cell["arm"] for cell in document["cells"])) == arms
+    assert list(document["effects"]) == arms
+    assert document["effects"]["intact"]["attention_kl"]["effect"] == 0
     result = load_result(saved)
     n_known = sum(entry.n_known for entry in result.known)
     assert result.cell("paper k=2").keeps.n == n_known
@@ -83,10 +89,30 @@ def test_conflicts_are_asked_saved_and_taken_from_the_cells(
     assert len(list(cells.glob("conflict-*.json"))) == 3
 
 
-def test_the_published_protocol_is_asked_on_demand(run: Run, model: Path) -> None:
+def test_flips_are_printed_of_those_that_followed_and_of_those_that_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _print(conflict_result())
+    _, _, flips = capsys.readouterr().out.partition("Flips by candidates")
+    lines = [re.split(r"  +", line) for line in flips.splitlines()[1:4]]
+    assert lines[0] == ["arm", "to memory", "to neither", "followers", "to context", "keepers"]
+    # 10 followed the context before, and 2 kept to memory.
+    rows = {arm: [cell.partition(" ")[0] for cell in cells] for arm, *cells in lines[1:]}
+    assert rows == {
+        "paper k=4": ["1.00", "0.00", "10", "0.00", "2"],
+        "random k=4 seed=0": ["0.00", "1.00", "10", "0.00", "2"],
+    }
+
+
+def test_the_published_protocol_is_asked_on_demand_in_the_batches_asked_for(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
     options = ["--relations", "athlete_sport", "--limit", 8, "--preset", "", "--legacy", "--json"]
+    options += ["--batch-size", 5, "--cells", tmp_path]
     status, out, _ = run("conflict", model, *options)
     assert status == 0
+    (kept,) = tmp_path.glob("legacy_conflict-intact-*.json")
+    assert load_result(kept).config.batch_size == 5
     legacy = json.loads(out)["legacy"]
     assert [(c["arm"], c["readout"], c["score"]["n"]) for c in legacy] == [
         ("intact", "generation", 40),
@@ -97,16 +123,21 @@ def test_the_published_protocol_is_asked_on_demand(run: Run, model: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--relations", "moons"], "relations must be among country_capital, "),
+        (["--relations", "moons"], "--relations must be among country_capital, "),
+        (["--relations", ""], "--relations must name at least one of country_capital, "),
         (["--k", "many"], "--k must be whole numbers with commas, got 'many'"),
         (["--preset", "nonsense"], "preset must be one of paper, "),
         (["--save", "result.txt"], "--save must end in .json, got result.txt"),
     ],
 )
-def test_bad_options_are_one_sentence(
-    run: Run, model: Path, options: list[str], message: str
+def test_bad_options_are_one_sentence_before_a_model_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
-    status, out, err = run("conflict", model, *options)
+    def refuse(*args: object, **kw: object) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr(load, "load_model", refuse)
+    status, out, err = run("conflict", "any", *options)
     assert (status, out) == (1, "")
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
