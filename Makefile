@@ -44,8 +44,12 @@ docs: setup  ## Build the site into docs/_build/html and check it
 # The folder is this target's own: a report of another MODEL in it is replaced. What takes longer to
 # measure than a report should is shown from its record, where MODEL has one.
 RECORDS := experiments/records
+# Of the patches, those whose figures answer C6: heads, frequency bands, massive pairs beside others.
+PATCHED := heads bands_q bands_k massive_q massive_k pairs_q pairs_k
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
 	$(BIN)/mi-massive report $(MODEL) --out report --overwrite \
+		$(addprefix --conflict ,$(wildcard $(RECORDS)/conflict_$(MODEL).json)) \
+		$(addprefix --patched ,$(wildcard $(PATCHED:%=$(RECORDS)/patching_%_$(MODEL).json))) \
 		$(addprefix --quantization ,$(wildcard $(RECORDS)/state_quantization_$(MODEL).json)) \
 		$(addprefix --quantization ,$(wildcard $(RECORDS)/quantization_$(MODEL).json)) \
 		$(addprefix --surgery ,$(wildcard $(RECORDS)/surgery_$(MODEL).json)) \

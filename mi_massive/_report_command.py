@@ -1,20 +1,25 @@
 """`mi-massive report`: measure a model and write a page."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mi_massive import _options as opt
 from mi_massive._conflict_command import conflict_for_report
 from mi_massive._disrupt_command import battery_for_report
-from mi_massive._patch_command import patching_for_report
+from mi_massive._patch_report import patching_for_report, view_for_report
+from mi_massive._saved_results import (
+    require_one_source,
+    saved_patches,
+    saved_quantization,
+    saved_result,
+)
 from mi_massive._terminal import print_claims, progress
 from mi_massive._twins_command import read_twins
 from mi_massive.bands import BandsConfig
 from mi_massive.concentration import ConcentrationConfig
 from mi_massive.models.wheel import DEFAULT_MODEL
-from mi_massive.records import load_result
 from mi_massive.symmetry import SymmetryConfig
 
 _RATIO = ConcentrationConfig().ratio
@@ -34,9 +39,17 @@ def report_command(
     conflicts: Annotated[
         int, typer.Option(min=0, help="Facts to contradict under each edit (C6); 0: none.")
     ] = 0,
+    conflict: Annotated[
+        Path | None,
+        typer.Option(help="Saved result of `mi-massive conflict` on this model (C6), to show."),
+    ] = None,
     patching: Annotated[
         int, typer.Option(min=0, help="Known facts to contradict and patch; 0: no patching.")
     ] = 0,
+    patched: Annotated[
+        list[Path] | None,
+        typer.Option(help="Saved result of `mi-massive patch` on this model, to show."),
+    ] = None,
     quantization: Annotated[
         list[Path] | None,
         typer.Option(
@@ -83,8 +96,12 @@ def report_command(
     require_replaceable(out.resolve(), model=opt.model_name(model), overwrite=overwrite)
     opt.require_writable("--out", out)
     named = opt.model_name(model)
-    taken_apart = _saved("--surgery", surgery, ("SurgeryResult",), named)
-    in_few_bits = _quantization(quantization or [], named)
+    require_one_source("--conflicts", conflicts, "--conflict", conflict)
+    require_one_source("--patching", patching, "--patched", patched)
+    contradicted = saved_result("--conflict", conflict, ("ConflictResult",), named)
+    exchanged = saved_patches(patched or [], named)
+    taken_apart = saved_result("--surgery", surgery, ("SurgeryResult",), named)
+    in_few_bits = saved_quantization(quantization or [], named)
     trained = read_twins(twins or [])
     capture = opt.CaptureOptions(
         opt.read_texts(prompts, column, split, limit), chat, max_length, skip_first, batch_size
@@ -99,8 +116,12 @@ def report_command(
     from mi_massive.study import StudyConfig, run_study  # late: its imports follow models'
 
     # These two first: they can find that the model allows no conflict, before the long battery.
-    conflict = conflict_for_report(subject, conflicts, batch_size=batch_size, quiet=quiet)
-    patched = patching_for_report(subject, patching, batch_size=batch_size, quiet=quiet)
+    if conflicts:
+        contradicted = conflict_for_report(subject, conflicts, batch_size=batch_size, quiet=quiet)
+    if patching:
+        exchanged = patching_for_report(subject, patching, batch_size=batch_size, quiet=quiet)
+    elif patched:
+        exchanged |= view_for_report(subject, exchanged["patching"], quiet=quiet)
     disruption = battery_for_report(subject, examples, batch_size=batch_size, quiet=quiet)
     config = StudyConfig(
         concentration=configs[0],
@@ -116,11 +137,11 @@ def report_command(
             control=other,
             control_prompts=others,
             disruption=disruption,
-            conflict=conflict,
+            conflict=contradicted,
             **in_few_bits,
             surgery=taken_apart,
             twins=trained,
-            **patched,
+            **exchanged,
             config=config,
             on_progress=advance,
         )
@@ -131,44 +152,3 @@ def report_command(
     if not quiet:
         print_claims(results.scoreboard.claims)
     typer.echo(f"report: {page}")
-
-
-def _quantization(paths: list[Path], model: str) -> dict[str, Any]:
-    """The results behind `--quantization`, as `run_study` takes them.
-
-    Raises:
-        ValueError: If two files hold results of one kind (see also `_saved`).
-    """
-    words = {"StateQuantizationResult": "quantization", "QuantizationResult": "quantized"}
-    found: dict[str, Any] = {}
-    for path in paths:
-        result = _saved("--quantization", path, tuple(words), model)
-        word = words[type(result).__name__]
-        if word in found:
-            raise ValueError(
-                f"--quantization must name at most one {type(result).__name__}, got two: {path}"
-            )
-        found[word] = result
-    return found
-
-
-def _saved(option: str, path: Path | None, kinds: tuple[str, ...], model: str) -> Any:
-    """A saved result of the model to report on; None for no path.
-
-    Raises:
-        ValueError: If the file holds another result, or that of another model.
-        FileNotFoundError: If it is missing.
-    """
-    if path is None:
-        return None
-    result: Any = load_result(path)
-    if type(result).__name__ not in kinds:
-        raise ValueError(
-            f"{option} must name a saved {' or '.join(kinds)}, got a {type(result).__name__}: "
-            f"{path}"
-        )
-    if result.provenance.model != model:
-        raise ValueError(
-            f"{option} must be of the model {model}, got one of {result.provenance.model}: {path}"
-        )
-    return result

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from conftest import Run
 from sample_conflict import conflict_result
+from sample_patching import patching_result
 from tiny_models import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mi_massive import load_result
+from mi_massive import load_result, save_result
 from mi_massive._conflict_command import _print
 from mi_massive.models import load
 from mi_massive.tasks._conflict_facts import load_relations
@@ -141,3 +142,60 @@ def test_bad_options_are_one_sentence_before_a_model_is_loaded(
     assert (status, out) == (1, "")
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
+
+
+def test_a_report_shows_saved_conflicts_and_patches_with_a_view_of_the_heads(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    asked, patched, pairs = (tmp_path / f"{name}.json" for name in ("asked", "patched", "pairs"))
+    options = ("--relations", ",".join(RELATIONS), "--limit", 60, "--preset", "paper", "--k", 2)
+    assert run("conflict", model, *options, "--save", asked, "--quiet").status == 0
+    assert run("patch", model, "--limit", 2, "--save", patched, "--quiet").status == 0
+    estimate = ("--site", "rot_q", "--granularity", "pair", "--estimate", "--top", 3)
+    assert run("patch", model, *estimate, "--limit", 2, "--save", pairs, "--quiet").status == 0
+    texts, out = tmp_path / "texts.txt", tmp_path / "page"
+    texts.write_text("\n\n".join(FILLER[:4]))
+    saved = ("--conflict", asked, "--patched", patched, "--patched", pairs)
+    common = ("--control", "none", "--examples", 0, "--prompts", texts, "--out", out)
+    status, told, err = run("report", model, *saved, *common, "--json")
+    assert (status, err) == (0, "")
+    verdicts = {claim["id"] for claim in json.loads(told)["claims"]}
+    assert {"C6a", "C6b"} <= verdicts
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "When prompt and memory disagree, which does the model follow?",
+        "What each cell recovers: z by head, denoising",
+        "Gradient estimates against exact patches: rot_q by pair, denoising",
+        "The attention was recorded for this page, on one conflict that the model knows.",
+        "The attention of one head on one pair in three runs",
+    ):
+        assert words in page
+
+
+def test_a_report_takes_saved_conflicts_and_patches_of_its_model_and_no_other(
+    run: Run, tmp_path: Path
+) -> None:
+    saved = {
+        "of conflicts": save_result(conflict_result(), tmp_path / "conflict.json"),
+        "of patches": save_result(patching_result(), tmp_path / "patching.json"),
+        "foreign": save_result(conflict_result("another"), tmp_path / "foreign.json"),
+    }
+    for options, words in (
+        (("--conflict", saved["of patches"]), "must name a saved ConflictResult, got a Patching"),
+        (("--conflict", saved["foreign"]), "must be of the model smollm2-135m-instruct, got one"),
+        (("--patched", saved["of conflicts"]), "a saved PatchingResult or AttributionResult, got"),
+        (("--patched", tmp_path / "none.json"), "none.json"),
+        (
+            ("--conflict", saved["of conflicts"], "--conflicts", 4),
+            "--conflicts must not come with --conflict, got both; measure the part or show what",
+        ),
+        (
+            ("--patched", saved["of patches"], "--patching", 4),
+            "--patching must not come with --patched, got both; measure the part or show what is",
+        ),
+    ):
+        status, out, err = run("report", "--out", tmp_path / "page", *options)
+        assert (status, out) == (1, "")
+        assert words in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "page").exists()

@@ -3,6 +3,7 @@
 import pytest
 from sample_patching import attribution_result, patched_patterns, patching_result
 
+from mi_massive._patch_report import view_for_report
 from mi_massive.report import ReportResults
 from mi_massive.report.frames import frames
 from mi_massive.report.page import render_page
@@ -50,6 +51,13 @@ def test_the_page_has_the_section_only_with_a_result(bare: ReportResults) -> Non
     noted = render_page(make(notes=("patching: No pair had a difference.",)))
     assert 'id="patching"' in noted
     assert "No pair had a difference." in noted
+
+
+def test_saved_patches_without_whole_heads_get_a_note_in_the_place_of_the_view() -> None:
+    found = view_for_report(None, [patching_result("massive")], quiet=True)
+    (note,) = found.pop("notes")
+    assert note.startswith("patching: The patches are saved results. No patch of whole heads")
+    assert found == {}
 
 
 def test_a_patch_of_another_model_is_refused() -> None:
