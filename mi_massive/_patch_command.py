@@ -8,7 +8,8 @@ import typer
 
 from mi_massive import _options as opt
 from mi_massive._disrupt_command import split
-from mi_massive._patch_units import require_granularity, require_site
+from mi_massive._patch_report import known_pairs
+from mi_massive._patch_units import require_fitting, require_granularity, require_site
 from mi_massive._terminal import print_json, print_records, progress, waiting
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.patch_results import AttributionResult, Direction, PatchingConfig, PatchingResult
@@ -16,6 +17,8 @@ from mi_massive.records import save_result
 
 _CONFIG = PatchingConfig()
 _DIRECTIONS = ("denoising", "noising")
+_GROUPS = ("first", "subject", "object", "query_subject", "last", "all", "later")
+"""Those of a conflict's pair, and those that every pair has."""
 _N_SAMPLE = 64
 """Random cells against which estimates are checked."""
 _LEAST_CHECKED = 3
@@ -36,9 +39,7 @@ def patch_command(
     ] = "denoising",
     groups: Annotated[
         str,
-        typer.Option(
-            help="Positions, with commas: first, subject, object, query_subject, last, all, later."
-        ),
+        typer.Option(help=f"Positions, with commas: {', '.join(_GROUPS)}."),
     ] = "last",
     corrupted: Annotated[
         str, typer.Option(help="The other context: consistent (states the fact) or neutral.")
@@ -46,7 +47,10 @@ def patch_command(
     limit: Annotated[
         int, typer.Option(min=1, help="Conflicts to patch: facts that the model knows closed-book.")
     ] = 24,
-    k: Annotated[int, typer.Option(min=1, help="Of massive: pairs of each head.")] = _CONFIG.k,
+    k: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Of massive: pairs of each head; {_CONFIG.k} if left out."),
+    ] = None,
     joint: Annotated[
         bool, typer.Option("--joint", help="Patch all layers at once instead of one at a time.")
     ] = False,
@@ -75,24 +79,19 @@ def patch_command(
 ) -> None:
     """Which layers, heads, bands or pairs carry a context's answer (C6)."""
     opt.require_savable(save)
-    require_site(site)
-    require_granularity(granularity)
     for option, value, allowed in (
         ("direction", direction, _DIRECTIONS),
         ("corrupted", corrupted, ("consistent", "neutral")),
     ):
         if value not in allowed:
             raise ValueError(f"--{option} must be one of {', '.join(allowed)}, got {value!r}")
-    if estimate and granularity != "pair":
-        raise ValueError(f"--estimate must come with --granularity pair, got {granularity}")
-    if estimate and top < _LEAST_CHECKED:
-        raise ValueError(
-            f"--top must be at least {_LEAST_CHECKED} cells with --estimate, got {top}"
-        )
-    config = PatchingConfig(k=k, joint=joint, batch_size=batch_size)
-    names = split(groups)
-    if not names:
-        raise ValueError(f"--groups must name at least one group, got {groups!r}")
+    require_fitting(require_site(site), require_granularity(granularity))
+    if estimate:
+        _require_estimable(granularity, joint, top)
+    if k is not None and granularity != "massive":
+        raise ValueError(f"--k must come with --granularity massive, got {granularity}")
+    config = PatchingConfig(k=k or _CONFIG.k, joint=joint, batch_size=batch_size)
+    names = _groups(groups)
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
 
     from mi_massive._patch_setup import patched_layers  # late, as all that loads transformers
@@ -103,7 +102,7 @@ def patch_command(
     if estimate:
         require_gradients(loaded)
     with waiting("asking facts closed-book", quiet=quiet):
-        pairs, n_asked = _known_pairs(loaded, limit, corrupted=corrupted)
+        pairs, n_asked = known_pairs(loaded, limit, corrupted=corrupted)
     if not pairs:
         raise ValueError(
             f"{loaded.name} must know a fact closed-book for its conflict to be patched, got none "
@@ -119,7 +118,13 @@ def patch_command(
         steps = top + _N_SAMPLE
         with progress(steps, quiet=quiet, what="cells") as advance:
             result = attribute(
-                loaded, pairs, n_top=top, n_sample=_N_SAMPLE, on_progress=advance, **shared
+                loaded,
+                pairs,
+                n_top=top,
+                n_sample=_N_SAMPLE,
+                cells=cells,
+                on_progress=advance,
+                **shared,
             )
         told, rows = _told_estimates(result)
     else:
@@ -150,6 +155,29 @@ def patch_command(
             typer.echo(f"estimates against exact patches: {shown}")
     if save is not None:
         save_result(result, save)
+
+
+def _groups(listed: str) -> list[str]:
+    """Position groups that an option names."""
+    names = split(listed)
+    if not names:
+        raise ValueError(f"--groups must name at least one group, got {listed!r}")
+    for name in names:
+        if name not in _GROUPS:
+            raise ValueError(f"--groups must be among {', '.join(_GROUPS)}, got {name!r}")
+    return names
+
+
+def _require_estimable(granularity: str, joint: bool, top: int) -> None:
+    """Refuse what gradients do not estimate."""
+    if granularity != "pair":
+        raise ValueError(f"--estimate must come with --granularity pair, got {granularity}")
+    if joint:
+        raise ValueError("--estimate must come without --joint: it takes each layer by itself")
+    if top < _LEAST_CHECKED:
+        raise ValueError(
+            f"--top must be at least {_LEAST_CHECKED} cells with --estimate, got {top}"
+        )
 
 
 def _told_patches(result: PatchingResult, top: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -192,37 +220,6 @@ def _told_estimates(result: AttributionResult) -> tuple[dict[str, Any], list[dic
         "cells": found,
     }
     return told, rows
-
-
-def patching_for_report(
-    model: Any, n_pairs: int, *, batch_size: int, quiet: bool
-) -> dict[str, Any]:
-    """The patches of a report as arguments of `run_study`; nothing for no pairs."""
-    if not n_pairs:
-        return {}
-    from mi_massive.patch_battery import n_steps, run_patch_battery
-
-    with waiting("asking facts closed-book", quiet=quiet):
-        pairs, n_asked = _known_pairs(model, n_pairs)
-    if not pairs:
-        return {"notes": (f"patching: The model knows none of {n_asked} facts closed-book.",)}
-    with progress(n_steps(model), quiet=quiet, what="patches") as advance:
-        found = run_patch_battery(model, pairs, batch_size=8 * batch_size, on_progress=advance)
-    return {
-        "patching": found.patches,
-        "attributions": found.attributions,
-        "patched_patterns": found.patterns,
-    }
-
-
-def _known_pairs(model: Any, limit: int, *, corrupted: str = "consistent") -> tuple[list[Any], int]:
-    """Pairs of the first conflicts that the model knows, and how many it could have been asked."""
-    from mi_massive.model_conflicts import known_conflicts, load_conflicts
-    from mi_massive.tasks.conflicts import conflict_pairs
-
-    found = load_conflicts(model)
-    known = known_conflicts(model, found, limit=limit)
-    return conflict_pairs(known, corrupted=cast(Any, corrupted)), len(found.conflicts)
 
 
 def _row(cell: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from mi_massive.axes import Site
 from mi_massive.capture import provenance_of
 from mi_massive.models.base import HookedModel
 from mi_massive.models.resume import Resumer
-from mi_massive.patch_results import Direction, PatchingConfig
+from mi_massive.patch_results import Direction, PatchedLayer, PatchingConfig
 from mi_massive.prompt_pairs import PromptPair
 from mi_massive.prompts import TokenizedPrompts
 from mi_massive.records import Provenance
@@ -194,7 +194,15 @@ def prepare(
     )
 
 
-def patch_batches(
+def patch_place(
+    setup: Setup, place: Sequence[LayerGeometry], jobs: Sequence[Job], *, with_placebo: bool
+) -> PatchedLayer:
+    """Every job of one place, on all pairs."""
+    found = [_patch_batches(setup, place, jobs, source) for source in range(1 + with_placebo)]
+    return PatchedLayer(patched=found[0], placebo=found[1] if with_placebo else None)
+
+
+def _patch_batches(
     setup: Setup,
     place: Sequence[LayerGeometry],
     jobs: Sequence[Job],

@@ -66,14 +66,8 @@ class Units:
         Raises:
             ValueError: If it does not.
         """
-        site, granularity = self.site, self.granularity
-        sites = {"layer": get_args(Site), "head": _BY_HEAD, "massive": _MASSIVE}
-        allowed = sites.get(granularity, _ROTARY)
-        if site not in allowed:
-            raise ValueError(
-                f"granularity must be possible at the site, got {granularity!r} at {site!r}; "
-                f"{granularity} is there for {', '.join(allowed)}"
-            )
+        granularity = self.granularity
+        require_fitting(self.site, granularity)
         rotary = [layer.rotary for layer in layers]
         by_pair = granularity in ("band", "pair") or any(
             s.unit == "pair" or s.rule == "same_band" for _, arm in self.arms for s in arm
@@ -150,6 +144,21 @@ def require_granularity(name: str) -> Granularity:
     if name not in GRANULARITIES:
         raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {name!r}")
     return name
+
+
+def require_fitting(site: Site, granularity: Granularity) -> None:
+    """Refuse a granularity that the site does not have in any model.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    sites = {"layer": get_args(Site), "head": _BY_HEAD, "massive": _MASSIVE}
+    allowed = sites.get(granularity, _ROTARY)
+    if site not in allowed:
+        raise ValueError(
+            f"granularity must be possible at the site, got {granularity!r} at {site!r}; "
+            f"{granularity} is there for {', '.join(allowed)}"
+        )
 
 
 def make_arms(config: PatchingConfig) -> tuple[tuple[str, tuple[Selection, ...]], ...]:

@@ -15,6 +15,7 @@ rotary pair, normalised as `patch` is, and never without its check.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mi_massive._cells import kept
 from mi_massive._checks import require_in_range
 from mi_massive._patch_runs import Job, logit_differences
-from mi_massive._patch_setup import Setup, patch_batches, prepare
+from mi_massive._patch_setup import Setup, patch_place, prepare
 from mi_massive._patch_statistics import Ratios, ratios_of_means
 from mi_massive._patch_units import to_heads
 from mi_massive.axes import Site
@@ -48,6 +50,7 @@ def attribute(
     config: PatchingConfig | None = None,
     n_sample: int = 64,
     n_top: int = 16,
+    cells: Path | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> AttributionResult:
     """Estimate what every rotary pair of every head recovers, and patch some cells exactly.
@@ -67,6 +70,8 @@ def attribute(
         config: As for `patch`; each layer is estimated by itself.
         n_sample: Cells drawn at random for the correlation; all of them if there are fewer.
         n_top: Cells of largest estimate that are patched exactly.
+        cells: Folder that keeps the exact patches of each layer as soon as they are there; a later
+            run takes them from there. Estimates are cheap and made again.
         on_progress: Called with the number of cells patched since the last call.
 
     Returns:
@@ -96,7 +101,7 @@ def attribute(
     rng = np.random.default_rng(setup.config.seed)
     drawn = np.sort(rng.permutation(flat.size)[:n_sample])
     top = np.argsort(-np.abs(flat), kind="stable")[:n_top]
-    patching = partial(_patched, setup, estimated.shape, on_progress=on_progress)
+    patching = partial(_patched, setup, estimated.shape, folder=cells, on_progress=on_progress)
     sample_exact, _ = patching(drawn, with_placebo=False)
     top_exact, placebo = patching(top, with_placebo=True)
     correlate = partial(_correlation, config=setup.config)
@@ -172,11 +177,12 @@ def _patched(
     chosen: Int[np.ndarray, "cell"],
     *,
     with_placebo: bool,
+    folder: Path | None,
     on_progress: Callable[[int], None] | None,
 ) -> tuple[Ratios, Ratios]:
     """What exact patches of the chosen cells recover, and their placebos."""
     places = _cells(chosen, shape)
-    sources = 1 + (with_placebo and setup.has_placebo)
+    with_placebo = with_placebo and setup.has_placebo
     values = torch.full((2, len(places), len(setup.pairs)), math.nan)
     for number, layer in enumerate(setup.layers):
         here = [row for row, place in enumerate(places) if place[0] == number]
@@ -186,8 +192,16 @@ def _patched(
             (head * shape[2] + pair, setup.groups[group])
             for _, head, pair, group in (places[row] for row in here)
         ]
-        for source in range(sources):
-            values[source, here] = patch_batches(setup, (layer,), jobs, source)
+        found = kept(
+            folder,
+            f"attribute-{setup.units.site}-{layer.block}",
+            setup.model,
+            setup.arguments | {"blocks": [layer.block], "jobs": jobs, "placebo": with_placebo},
+            partial(patch_place, setup, (layer,), jobs, with_placebo=with_placebo),
+        )
+        values[0, here] = found.patched
+        if found.placebo is not None:
+            values[1, here] = found.placebo
         if on_progress is not None:
             on_progress(len(here))
     moved = setup.moved(values)

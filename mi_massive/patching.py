@@ -33,8 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mi_massive._cells import kept
-from mi_massive._patch_runs import Job
-from mi_massive._patch_setup import Setup, patch_batches, prepare
+from mi_massive._patch_setup import Setup, patch_place, prepare
 from mi_massive._patch_statistics import corrected_p_values, ratios_of_means
 from mi_massive.axes import Site
 from mi_massive.models.base import HookedModel
@@ -46,7 +45,6 @@ from mi_massive.patch_results import (
     PatchingResult,
 )
 from mi_massive.prompt_pairs import PromptPair
-from mi_massive.rope import LayerGeometry
 
 
 def patch(
@@ -117,19 +115,11 @@ def patch(
         blocks = [layer.block for layer in place]
         label = f"patch-{setup.units.site}-{setup.units.granularity}-{blocks[0]}"
         arguments = setup.arguments | {"blocks": blocks}
-        compute = partial(_patch_place, setup, place, jobs)
+        compute = partial(patch_place, setup, place, jobs, with_placebo=setup.has_placebo)
         layers.append(kept(cells, label, model, arguments, compute))
         if on_progress is not None:
             on_progress(1)
     return _result(setup, layers)
-
-
-def _patch_place(
-    setup: Setup, place: tuple[LayerGeometry, ...], jobs: Sequence[Job]
-) -> PatchedLayer:
-    """Every job of one place, on all pairs."""
-    found = [patch_batches(setup, place, jobs, s) for s in range(1 + setup.has_placebo)]
-    return PatchedLayer(patched=found[0], placebo=found[1] if len(found) > 1 else None)
 
 
 def _result(setup: Setup, layers: Sequence[PatchedLayer]) -> PatchingResult:

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import Run
 from patch_models import random_pairs
+from test_tasks_conflicts import Words
 from tiny_models import llama
 
-from mi_massive import load_model, load_result, model_conflicts
+from mi_massive import _patch_setup, load_model, load_result, model_conflicts
+from mi_massive._patch_command import _GROUPS
+from mi_massive.models import load
 from mi_massive.patch_results import AttributionResult, PatchingResult
 from mi_massive.tasks import conflicts
 
@@ -69,6 +72,32 @@ def test_estimates_are_printed_with_their_check_and_saved(
     assert "estimates against exact patches: pearson" in text
 
 
+@pytest.mark.usefixtures("planted")
+def test_exact_patches_of_estimates_are_kept_and_taken_from_the_folder(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (folder, "--site", "rot_q", "--granularity", "pair", "--estimate", "--top", 4)
+    options += ("--cells", tmp_path, "--quiet", "--json")
+    status, first, _ = run("patch", *options)
+    assert status == 0
+    # The sample and the largest cells of each layer that has any.
+    assert len(list(tmp_path.glob("attribute-rot_q-*.json"))) in (3, 4)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a finished layer was patched again")
+
+    monkeypatch.setattr(_patch_setup, "_patch_batches", refuse)
+    status, again, _ = run("patch", *options)
+    assert status == 0
+    assert json.loads(again)["cells"] == json.loads(first)["cells"]
+
+
+def test_the_groups_that_are_offered_are_those_of_a_conflict() -> None:
+    made = conflicts.make_conflicts(Words(), relations=["athlete_sport"], limit=1)
+    (pair,) = conflicts.conflict_pairs(made.conflicts)
+    assert {*pair.groups, "all", "later"} == set(_GROUPS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,12 +117,29 @@ def test_estimates_are_printed_with_their_check_and_saved(
         ),
         (("--corrupted", "no"), "error: --corrupted must be one of consistent, neutral, got 'no'"),
         (("--groups", ","), "error: --groups must name at least one group, got ','"),
+        (
+            ("--groups", "last,nonsense"),
+            "error: --groups must be among first, subject, object, query_subject, last, all, later",
+        ),
+        (
+            ("--site", "v", "--granularity", "pair"),
+            "error: granularity must be possible at the site, got 'pair' at 'v'; pair is there for",
+        ),
+        (("--k", "3"), "error: --k must come with --granularity massive, got head"),
+        (
+            ("--site", "rot_q", "--granularity", "pair", "--estimate", "--joint"),
+            "error: --estimate must come without --joint",
+        ),
     ],
 )
-def test_bad_options_are_one_sentence(
-    run: Run, folder: Path, arguments: tuple[str, str], message: str
+def test_bad_options_are_one_sentence_before_a_model_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
-    status, _, err = run("patch", folder, *arguments, "--quiet")
+    def refuse(*args: object, **kw: object) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr(load, "load_model", refuse)
+    status, _, err = run("patch", "any", *arguments, "--quiet")
     assert status == 1
     assert err.startswith(message)
     assert err.count("\n") == 1

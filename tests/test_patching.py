@@ -13,7 +13,15 @@ from tiny_models import FAMILIES
 from torch import Tensor
 from transformer_lens import patching as library
 
-from mi_massive import HookedModel, PatchingConfig, load_model, load_result, patch, save_result
+from mi_massive import (
+    HookedModel,
+    PatchingConfig,
+    _patch_setup,
+    load_model,
+    load_result,
+    patch,
+    save_result,
+)
 from mi_massive.models import UnsupportedModelError
 from mi_massive.patch_results import PatchingResult
 from mi_massive.prompt_pairs import PromptPair
@@ -259,12 +267,11 @@ def test_finished_layers_are_taken_from_disk(
     done: list[int] = []
     first = patch(llama, pairs, site="z", config=QUICK, cells=tmp_path, on_progress=done.append)
     assert done == [1, 1]
-    from mi_massive import patching
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("nothing is left to run")
 
-    monkeypatch.setattr(patching, "patch_batches", refuse)
+    monkeypatch.setattr(_patch_setup, "_patch_batches", refuse)
     again = patch(llama, pairs, site="z", config=QUICK, cells=tmp_path)
     assert torch.equal(again.effects, first.effects)
     with pytest.raises(AssertionError, match="nothing is left"):
