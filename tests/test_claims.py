@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 import pytest
+import sample_conflict
 import sample_results
 import torch
 from builders import build_geometry, build_norms, build_provenance
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mi_massive._verdicts import RULES, decide
+from mi_massive.arms import Arm
 from mi_massive.bands import BandsConfig, BandsResult, bands
 from mi_massive.claims import Claim, ScoreboardResult, scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
+from mi_massive.conflict_scores import conflict_cells
 from mi_massive.disruption import DisruptionResult
 from mi_massive.norms import AttentionNorms
 from mi_massive.records import load_result, save_result
@@ -442,3 +445,32 @@ def test_a_disruption_of_another_model_is_refused() -> None:
     other = dataclasses.replace(result.provenance, model="another")
     with pytest.raises(ValueError, match="disruption must come from the model"):
         judged(dataclasses.replace(result, provenance=other))
+
+
+# --- C6
+
+
+def test_c6b_tells_what_the_control_does_and_how_equal_it_is_in_damage() -> None:
+    before, back, lost = ["context"] * 12, ["memory"] * 12, ["neither"] * 12
+    arms = (Arm(preset="paper", k=4), *(Arm(preset="random", k=4, seed=seed) for seed in (0, 1)))
+    given = dict(zip(arms, (back, lost, back), strict=True))
+    effects = sample_results.effects(arms)
+    model = effects.provenance.model
+    result = dataclasses.replace(
+        sample_conflict.conflict_result(),
+        arms=arms,
+        effects=effects,
+        cells=conflict_cells(
+            sample_conflict.answers(before, "memory", model),
+            {a.name: sample_conflict.answers(s, "memory", model) for a, s in given.items()},
+            controls={arms[0].name: tuple(arm.name for arm in arms[1:])},
+        ),
+    )
+    board = scoreboard(sample_results.concentration_result(), conflict=result)
+    found = {claim.id: claim for claim in board.claims}["C6b"]
+    # one draw loses everything, the other falls back as the treatment does
+    assert found.estimate.effect == pytest.approx(0.5)
+    assert found.reading.startswith("random k=4 (2 seeds) at strength 1 moves the attention by ")
+    beyond = effects.added_beyond(arms[0].name, [arm.name for arm in arms[1:]])
+    assert f"paper k=4 adds {beyond.effect:+.2f} [" in found.reading
+    assert "Under the control 50% keep memory, 0% follow the context" in found.reading
