@@ -328,8 +328,8 @@ class TestResult:
     ) -> None:
         controls = {c.arm: c.control for c in result.contrasts if c.control is not None}
         assert controls == {
-            "3 bits, massive kept": "3 bits, random kept seed=0",
-            "3 bits, massive kept, first kept": "3 bits, random kept seed=0, first kept",
+            "3 bits, massive kept": "3 bits, random kept (2 seeds)",
+            "3 bits, massive kept, first kept": "3 bits, random kept, first kept (2 seeds)",
         }
 
     def test_it_is_saved_and_tabled(self, result: StateQuantizationResult, tmp_path: Path) -> None:
