@@ -1,6 +1,6 @@
 # make report   the page for the default model       make test   every check, as the CI runs it
 .DEFAULT_GOAL := help
-.PHONY: help setup test docs report format clean
+.PHONY: help setup test docs report dist format clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -54,6 +54,16 @@ report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where t
 		$(addprefix --quantization ,$(wildcard $(RECORDS)/quantization_$(MODEL).json)) \
 		$(addprefix --surgery ,$(wildcard $(RECORDS)/surgery_$(MODEL).json)) \
 		$(addprefix --twins ,$(sort $(wildcard $(RECORDS)/twins_*.json)))
+
+# In an environment of its own: what builds a release is no part of what is released.
+TOOLS := build/tools
+dist:  ## Build and check the wheel and the source distribution in dist/
+	rm -rf dist $(TOOLS)
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --disable-pip-version-check --quiet build==1.6.1 twine==7.0.0
+	$(TOOLS)/bin/python -m build
+	$(TOOLS)/bin/python -m twine check --strict dist/*
+	$(TOOLS)/bin/python .ci/check_dist.py dist
 
 format: setup  ## Format the code and apply the safe fixes of the linter
 	$(BIN)/ruff format .

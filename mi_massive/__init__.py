@@ -32,7 +32,7 @@ Every function and dataclass of the package checks its types and shapes when cal
 jaxtyping).
 """
 
-import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 # Before the hook: while one of our modules is being executed, jaxtyping renames the bytecode cache
@@ -171,11 +171,10 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _RUN_MODELS = (
-    *("capture", "doctor", "pattern_capture", "study", "interventions", "presets"),
+    *("capture", "doctor", "pattern_capture", "study", "interventions", "presets", "quantizer"),
     *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
-    *("conflict", "patching", "attribution", "patched_patterns", "twins", "families"),
-    *("operation", "share_capture", "surgery", "surgery_plans", "quantizer"),
-    *("state_quantization", "quantization"),
+    *("conflict", "patching", "attribution", "patched_patterns", "quantization", "twins"),
+    *("families", "operation", "share_capture", "surgery", "surgery_plans", "state_quantization"),
 )
 
 __all__ = [
@@ -284,10 +283,11 @@ __all__ = [
     "top_k_mask",
     "train_twins",
 ]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # from git tags, when installed
+        return importlib.metadata.version("mi-massive")
     if name not in _HOME:
         raise AttributeError(f"module 'mi_massive' has no attribute {name!r}")
     if _HOME[name] in _RUN_MODELS:

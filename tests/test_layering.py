@@ -132,6 +132,7 @@ HEAVY = ("plotly", "ray", "submitit", "datasets")
 # (test_models_sources.py: a family's name, then the subject).
 TESTS_OF_THE_WHOLE = {
     *("layering", "public_api", "experiments", "hooked_transformer", "gpu", "docs"),
+    "release",  # the changelog and the citation
     "study_default",  # what is claimed about the built-in models, measured on them
 }
 
