@@ -1,7 +1,6 @@
 """A grid on a tiny random model, whose cells take a blink each."""
 
 import json
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +61,7 @@ class BoundedEngine:
         def count() -> None:
             self.seen.append(None)
             if len(self.seen) == self.n_cells:
-                signal.raise_signal(signal.SIGINT)
+                raise KeyboardInterrupt
 
         for work in works:
             InlineEngine().run([work], count)

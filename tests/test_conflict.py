@@ -1,5 +1,6 @@
 """Conflicts asked of a model: what a plain pass gives, who knows what, and what is kept on disk."""
 
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +262,7 @@ def test_finished_conditions_are_taken_from_the_folder_and_damaged_ones_made_aga
     first = run_conflict(model, conflicts, arms, config=QUICK, cells=tmp_path)
     asked: list[int] = []
 
+    @functools.wraps(ask_conflicts)  # kept results are named by the module that computes them
     def counted(model: HookedModel, some: Any, *rest: Any, **options: Any) -> Any:
         asked.append(len(some))
         return ask_conflicts(model, some, *rest, **options)
