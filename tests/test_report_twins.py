@@ -1,6 +1,7 @@
 """The section on twins: curves, tables, and what they cannot show."""
 
 import dataclasses
+import re
 
 from sample_twins import twin_run, twins_result
 
@@ -61,3 +62,13 @@ def test_the_page_has_a_section_for_each_corpus_and_the_table_every_step() -> No
     assert len(made) == 6 * 4
     last = made[(made.arm == "rope") & (made.step == 80)].iloc[0]
     assert (round(last.max_over_mean_q, 6), last.loss, last.first_token) == (4.0, 1.0, 0.5)
+
+
+def test_places_on_the_page_stay_unique_with_several_corpora() -> None:
+    from test_report import bare as make
+
+    page = render_page(make(twins=(twins_result(), twins_result(edits=False))))
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert {"twins", "twins-2", "figure-emergence-2"} <= set(ids)
+    assert '<a href="#twins-2">Twins 2</a>' in page

@@ -12,8 +12,7 @@ class Section:
 
     word: str
     """The analysis, as everywhere else: concentration, control, bands, symmetry, patterns,
-    disruption, conflict, patching,
-    quantization, surgery, twins."""
+    disruption, conflict, patching, quantization, surgery, twins."""
     title: str
     question: str
     """What it answers, in plain words."""
@@ -27,3 +26,15 @@ class Section:
     """How to read them, where the question does not say it."""
     absent: bool = False
     notes: tuple[str, ...] = ()
+    number: int = 1
+    """Among the sections of the same word."""
+
+    @property
+    def anchor(self) -> str:
+        """Where links within the page lead."""
+        return self.word if self.number == 1 else f"{self.word}-{self.number}"
+
+    @property
+    def label(self) -> str:
+        """The word for readers, with the number where there are several."""
+        return self.word if self.number == 1 else f"{self.word} {self.number}"

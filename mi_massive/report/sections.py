@@ -61,7 +61,10 @@ def sections(results: ReportResults) -> list[Section]:
         made.append(quantization_section(*both, title=_TITLES["quantization"]))
     if results.surgery:
         made.append(surgery_section(results.surgery, title=_TITLES["surgery"]))
-    made += [twins_section(twins, title=_TITLES["twins"]) for twins in results.twins]
+    made += [
+        twins_section(twins, title=_TITLES["twins"], number=number)
+        for number, twins in enumerate(results.twins, start=1)
+    ]
     return [replace(section, notes=_notes(section.word, results)) for section in made]
 
 

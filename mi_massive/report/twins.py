@@ -10,12 +10,13 @@ from mi_massive.twin_results import ABILITIES, TwinsResult
 from mi_massive.viz.twins import plot_abilities, plot_emergence
 
 
-def twins_section(result: TwinsResult, *, title: str) -> Section:
+def twins_section(result: TwinsResult, *, title: str, number: int = 1) -> Section:
     """The section; losses and abilities are there for twins trained on the mixture alone."""
     shape, config = result.config.shape, result.config
+    again = "" if number == 1 else f"-{number}"
     pictures = [
         picture(
-            "emergence",
+            f"emergence{again}",
             "Massive values as they appear",
             "One thick line an encoding, the mean over seeds; thin lines are single seeds. Step 0, "
             "the random weights, stands at the left. An encoding that causes the concentration "
@@ -28,7 +29,7 @@ def twins_section(result: TwinsResult, *, title: str) -> Section:
         tables += [losses_table(result), abilities_table(result)]
         pictures.append(
             picture(
-                "abilities",
+                f"abilities{again}",
                 "What disruptions cost a trained twin",
                 "Recall asks what the prompt says, facts what training stored, in one format; 1 is "
                 "every answer right, the dotted line chance. Bars are intervals over seeds.",
@@ -38,6 +39,7 @@ def twins_section(result: TwinsResult, *, title: str) -> Section:
     stopped = "".join(f" {run}: {why}." for run, why in result.failures.items())
     return Section(
         word="twins",
+        number=number,
         title=title,
         question=(
             f"Small models of {shape.n_layers} layers and {shape.n_heads} heads of {shape.d_head} "
