@@ -1,6 +1,7 @@
 """`mi-massive quantize`: quantized copies of a model beside full precision."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,12 @@ from mi_massive import _options as opt
 from mi_massive._disrupt_command import asked_tasks, own_tasks, task_names
 from mi_massive._terminal import print_json, print_records, progress, signed
 from mi_massive.models.wheel import DEFAULT_MODEL
-from mi_massive.quantization_schemes import METHODS, make_schemes
+from mi_massive.quantization_schemes import (
+    METHODS,
+    WITH_ACTIVATIONS,
+    QuantizationScheme,
+    make_schemes,
+)
 from mi_massive.records import save_result
 from mi_massive.scores import EvaluationConfig
 
@@ -23,7 +29,10 @@ def quantize_command(
     method: Annotated[
         str, typer.Option(help=f"Methods, with commas: {', '.join(METHODS)}.")
     ] = "rtn",
-    bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 4,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Bits of a weight; default: 4, and 8 with activations (smoothquant)."),
+    ] = None,
     group: Annotated[int, typer.Option(help="Inputs of a layer that share a scale.")] = 64,
     activation_bits: Annotated[
         int | None, typer.Option(help="8: round each token's activations too (rtn, smoothquant).")
@@ -59,13 +68,11 @@ def quantize_command(
     """What rounded weights cost, beside full precision: text, states, tasks (C7)."""
     opt.require_savable(save)
     methods = [name.strip() for name in method.split(",")]
-    if "smoothquant" in methods and activation_bits is None:
-        bits, activation_bits = 8, 8  # all that it does
-    schemes = make_schemes(
+    schemes = _schemes(
         methods,
-        bits=bits,
+        bits,
+        activation_bits,
         group=group,
-        activation_bits=activation_bits,
         seeds=range(seeds),
         n_calibration=windows,
         calibration_length=window_length,
@@ -83,7 +90,7 @@ def quantize_command(
         schemes=schemes,
         evaluation=EvaluationConfig(readouts=("options",), batch_size=batch_size),
     )
-    n_pieces = (1 + len(schemes)) * (1 + len(asked))
+    n_pieces = (1 + len(schemes)) * (1 + len(asked)) + len(schemes)
     with progress(n_pieces, quiet=quiet, what="pieces") as advance:
         result = compare_quantized(
             loaded, asked, config=config, calibration=texts, cells=cells, on_progress=advance
@@ -115,3 +122,20 @@ def quantize_command(
         print_records(f"{loaded.name}: change from full precision", rows)
     if save is not None:
         save_result(result, save)
+
+
+def _schemes(
+    methods: Sequence[str], bits: int | None, activation_bits: int | None, **drawn: Any
+) -> tuple[QuantizationScheme, ...]:
+    """Schemes in the order of the methods; beside smoothquant all that can round activations do."""
+    paired = "smoothquant" in methods and activation_bits is None
+    if paired and bits not in (None, 8):
+        raise ValueError(
+            f"--bits must be 8 with smoothquant, got {bits}; leave it out, or leave smoothquant out"
+        )
+    made: tuple[QuantizationScheme, ...] = ()
+    for method in methods:
+        rounded = 8 if paired and method in WITH_ACTIVATIONS else activation_bits
+        own = bits or (4 if rounded is None else 8)
+        made += make_schemes([method], bits=own, activation_bits=rounded, **drawn)
+    return made

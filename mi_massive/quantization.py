@@ -25,7 +25,7 @@ from mi_massive.concentration import massive_mask
 from mi_massive.contrasts import ArmContrast, GroupContrast, contrasts, group_contrast
 from mi_massive.evaluation import with_tasks
 from mi_massive.models.base import HookedModel
-from mi_massive.models.compression import quantization_of, quantize
+from mi_massive.models.compression import quantization_of, quantize, require_quantizable
 from mi_massive.norms import AttentionNorms
 from mi_massive.prompts import TokenizedPrompts, default_passages, tokenize_prompts
 from mi_massive.quantization_results import (
@@ -64,8 +64,9 @@ def compare_quantized(
         cells: Folder for every finished piece; a later run with the same arguments takes them from
             there.
         cache: Folder of quantized models; see `quantize`.
-        on_progress: Called with the number of pieces finished since the last call: full precision
-            or a scheme on text, a task asked of one of them, an arm of the factorial.
+        on_progress: Called with the number of pieces finished since the last call: the rounding of
+            a scheme, full precision or a scheme on text, a task asked of one of them, an arm of
+            the factorial.
 
     Raises:
         ValueError: If two tasks have one name, a scheme does not fit the model, the calibration is
@@ -86,6 +87,7 @@ def compare_quantized(
         model.tokenizer, passages[: config.n_neutral], max_length=config.neutral_length
     )
     texts = passages[config.n_neutral :] if calibration is None else calibration
+    require_quantizable(model, config.schemes, texts)
     norms, effects, intact = _measured(model, tasks, neutral, INTACT, config, cells, told)
     rows = None
     if config.rows is not None:
@@ -110,6 +112,7 @@ def compare_quantized(
     by_arm: dict[str, list[TaskResult]] = {}
     for scheme in config.schemes:
         held = _quantized(model, scheme, texts, cache)
+        told(1)
         stored[scheme.name] = float((quantization_of(held) or {})["bits_per_weight"])
         own, changed, by_arm[scheme.name] = _measured(
             held, tasks, neutral, scheme.name, config, cells, told

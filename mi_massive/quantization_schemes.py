@@ -27,7 +27,8 @@ PROTECTING: Final[tuple[Method, ...]] = ("awq", "smoothquant")
 SCALE_BITS: Final = 16
 """Bits counted for a stored scale, and for a weight kept at full precision."""
 
-_WITH_ACTIVATIONS: Final = ("rtn", "smoothquant")
+WITH_ACTIVATIONS: Final = ("rtn", "smoothquant")
+"""Those that can round activations."""
 _ACTIVATION_BITS: Final = 8
 
 
@@ -60,10 +61,10 @@ class QuantizationScheme:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.activation_bits is not None:
-            if self.method not in _WITH_ACTIVATIONS:
+            if self.method not in WITH_ACTIVATIONS:
                 raise ValueError(
                     f"activation_bits must be None for {self.method}, got {self.activation_bits}; "
-                    f"{' and '.join(_WITH_ACTIVATIONS)} round activations"
+                    f"{' and '.join(WITH_ACTIVATIONS)} round activations"
                 )
             if (self.bits, self.activation_bits) != (_ACTIVATION_BITS, _ACTIVATION_BITS):
                 raise ValueError(

@@ -27,10 +27,11 @@ from mi_massive import (
     viz,
 )
 from mi_massive._method_claims import method_findings
+from mi_massive._quantize_command import _schemes
 from mi_massive.claims import scoreboard
 from mi_massive.concentration import ConcentrationResult, massive_mask
 from mi_massive.contrasts import group_contrast
-from mi_massive.models import compression
+from mi_massive.models import compression, oneshot
 from mi_massive.prompts import default_passages, tokenize_prompts
 from mi_massive.quantization_results import mask_change
 from mi_massive.quantization_schemes import make_schemes
@@ -167,7 +168,7 @@ class TestResult:
         )
         assert {path.name for path in folders["cells"].iterdir()} == before
         assert torch.equal(again.cross_entropy, result.cross_entropy)
-        assert sum(told) == 8 * 3 + 5
+        assert sum(told) == 8 * 3 + 7 + 5
 
     def test_it_survives_saving(self, result: QuantizationResult, tmp_path: Path) -> None:
         back = load_result(save_result(result, tmp_path / "result.json"))
@@ -445,6 +446,7 @@ def test_the_command_prints_saves_and_feeds_a_report(
         (("--bits", "9"), "bits must be between 2 and 8"),
         (("--tasks", "poems"), "--tasks must be among"),
         (("--save", "x.txt"), "--save must end in .json"),
+        (("--method", "smoothquant", "--bits", "4"), "--bits must be 8 with smoothquant, got 4"),
     ],
 )
 def test_bad_options_are_one_sentence(
@@ -460,3 +462,42 @@ def test_bad_options_are_one_sentence(
     assert err.startswith("error: ")
     assert words in " ".join(err.split())
     assert err.count("\n") == 1
+
+
+def test_methods_beside_smoothquant_keep_bits_that_they_can() -> None:
+    made = _schemes(["awq", "rtn", "smoothquant"], None, None, group=16)
+    names = [scheme.name for scheme in made]
+    assert names == ["awq w4 g16 seed=0", "rtn w8a8", "smoothquant w8a8 seed=0"]
+    alone = _schemes(["awq", "rtn"], 3, None, group=16)
+    assert [scheme.name for scheme in alone] == ["awq w3 g16 seed=0", "rtn w3 g16"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "calibration", "words"),
+    [
+        ({"group": 7}, TEXTS, "group must divide"),
+        ({"group": 16}, ["t1"], "calibration must fill at least one window"),
+    ],
+)
+def test_what_cannot_be_rounded_is_refused_before_anything_is_asked(
+    model: HookedModel,
+    tasks: list[Task],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    calibration: list[str],
+    words: str,
+) -> None:
+    schemes = make_schemes(("rtn", "gptq"), bits=4, **DRAWN, **changes)
+    config = replace(QUICK, schemes=schemes)
+    with pytest.raises(ValueError, match=words):
+        compare_quantized(model, tasks, config=config, calibration=calibration, cells=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_said_before_anything_is_asked(
+    model: HookedModel, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oneshot, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"pip install 'mi-massive\[quantize\]'"):
+        compare_quantized(model, tasks, config=QUICK, calibration=TEXTS, cells=tmp_path)
+    assert list(tmp_path.iterdir()) == []

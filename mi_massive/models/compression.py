@@ -53,7 +53,7 @@ def quantize(
     model: HookedModel | str | Path,
     *,
     method: str,
-    bits: int = 4,
+    bits: int | None = None,
     group: int = 64,
     activation_bits: int | None = None,
     calibration: TokenizedPrompts | Sequence[str] | Sequence[Sequence[int]] | None = None,
@@ -67,7 +67,7 @@ def quantize(
     Args:
         model: From `load_model`, or what it takes.
         method: `rtn` (round to nearest), `gptq`, `awq` or `smoothquant`.
-        bits: Of a weight, 2 to 8; 8 for smoothquant.
+        bits: Of a weight, 2 to 8; None is 8 with activations, which smoothquant always has, else 4.
         group: Inputs that share a scale; not used with activations, where an output has one.
         activation_bits: 8 rounds each token's inputs of a layer too (`rtn`; always `smoothquant`).
         calibration: Texts or token ids that the method looks at; round to nearest needs none.
@@ -92,7 +92,7 @@ def quantize(
         activation_bits = 8
     scheme = QuantizationScheme(
         method=method,
-        bits=bits,
+        bits=bits or (4 if activation_bits is None else 8),
         group=None if activation_bits is not None else group,
         activation_bits=activation_bits,
     )
@@ -115,6 +115,20 @@ def quantize(
         root=cache,
     )
     return _load(folder, held, scheme, key)
+
+
+def require_quantizable(
+    model: HookedModel,
+    schemes: Sequence[QuantizationScheme],
+    calibration: TokenizedPrompts | Sequence[str] | Sequence[Sequence[int]] | None,
+) -> None:
+    """Raise what `quantize` would for any of the schemes, before anything is computed."""
+    require_extra()
+    for scheme in schemes:
+        _require_quantizable(model, scheme)
+        n, length = scheme.n_calibration, scheme.calibration_length
+        if scheme.calibrates:
+            calibration_windows(model, calibration, n=n, length=length, seed=scheme.seed)
 
 
 def quantization_of(model: HookedModel) -> dict[str, Any] | None:
@@ -265,9 +279,7 @@ def _load(folder: Path, held: HookedModel, scheme: QuantizationScheme, key: str)
             folder, dtype=held.dtype, use_safetensors=True, attn_implementation=held.kernel
         )
         model = model.to(device=held.device).eval()
-        with (
-            torch.no_grad()
-        ):  # compressed layers unpack in the first run, before anything is shared
+        with torch.no_grad():  # compressed layers unpack in the first run, before any sharing
             model(input_ids=torch.ones(1, 4, dtype=torch.long, device=held.device))
     return HookedModel.from_transformers(
         model,
