@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 _PACKAGE: Final = Path(__file__).parent
 
@@ -26,7 +26,7 @@ def code_digest(module: str, *, package: Path = _PACKAGE) -> str:
     """
     digest = hashlib.sha256()
     for name in code_modules(module, package=package):
-        digest.update(f"{name}\n{ast.dump(_without_docstrings(_tree(name, package)))}\n".encode())
+        digest.update(f"{name}\n{_read(name, package).statements}\n".encode())
     for path in sorted((package / "data").rglob("*")):
         if path.is_file() and path.suffix != ".py":
             digest.update(path.name.encode() + path.read_bytes())
@@ -46,7 +46,7 @@ def code_modules(module: str, *, package: Path = _PACKAGE) -> tuple[str, ...]:
         name = left.pop()
         if name not in found:
             found.add(name)
-            left += _imports(_tree(name, package), package)
+            left += _read(name, package).imports
     return tuple(sorted(found))
 
 
@@ -58,10 +58,21 @@ def _file(module: str, package: Path) -> Path | None:
     return next((p for p in choices if first == package.name and p.is_file()), None)
 
 
-def _tree(module: str, package: Path) -> ast.Module:
+class _Source(NamedTuple):
+    """What a module says."""
+
+    statements: str
+    imports: tuple[str, ...]
+
+
+@cache
+def _read(module: str, package: Path) -> _Source:
+    """A module, read once whatever imports it."""
     path = _file(module, package)
     assert path is not None  # only names that were found are asked for
-    return ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imports = tuple(_imports(tree, package))
+    return _Source(ast.dump(_without_docstrings(tree)), imports)
 
 
 def _imports(tree: ast.Module, package: Path) -> Iterator[str]:

@@ -6,11 +6,11 @@ that read do: `mi_massive.prompts`, `mi_massive.tasks`.
 """
 
 import json
-import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, cast, runtime_checkable
+
+from mi_massive._logs import without_warnings
 
 
 @runtime_checkable
@@ -245,25 +245,14 @@ def _open_hub(name: str, split: str, config: str | None = None) -> PromptTable:
 
     chosen = (name,) if config is None else (name, config)
     try:
-        with _without_notes_on_retries():
+        # Where no hub answers it notes each retry; the error that follows says it all.
+        with without_warnings("huggingface_hub"):
             return cast(PromptTable, datasets.load_dataset(*chosen, split=split))
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"source must be a file, a folder or a data set on the hub, got {name!r}; "
             f"there is no such file or folder, and the hub answered: {error}"
         ) from error
-
-
-@contextmanager
-def _without_notes_on_retries() -> Generator[None, None, None]:
-    """Where no hub answers huggingface_hub notes each retry; the error that follows says it all."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 _READERS: Final[Mapping[str, Callable[[Path, str], Iterator[tuple[str, object]]]]] = {

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from mi_massive.capture import provenance_of
-from mi_massive.generation import continuation_log_probs, generate
+from mi_massive.generation import generate
 from mi_massive.interventions import Edits, Intervention, disrupt
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
@@ -22,6 +22,7 @@ from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
 from mi_massive.records import Provenance
 from mi_massive.scores import Answer, EvaluationConfig, TaskResult
 from mi_massive.tasks.base import Example, Task
+from mi_massive.token_scores import score_continuations
 
 
 def evaluate(
@@ -188,14 +189,14 @@ def _log_probs(
         [_option_ids(model, text, ids, option, chat=config.chat) for option in example.options]
         for text, ids, example in zip(prompts.texts, prompts.input_ids, task.examples, strict=True)
     ]
-    scores = continuation_log_probs(
+    scores = score_continuations(
         model,
         prompts.input_ids,
         continuations,
         batch_size=config.batch_size,
         on_progress=on_progress,
     )
-    return [tuple(sum(tokens) for tokens in own) for own in scores]
+    return [tuple(sum(one.log_probs) for one in own) for own in scores]
 
 
 def _option_ids(

@@ -25,7 +25,6 @@ from mi_massive._checks import require_not_empty
 from mi_massive.arms import Arm
 from mi_massive.capture import provenance_of
 from mi_massive.evaluation import ask, with_tasks
-from mi_massive.generation import continuation_log_probs
 from mi_massive.interventions import Intervention, disrupt
 from mi_massive.models.base import HookedModel
 from mi_massive.prompts import TokenizedPrompts
@@ -34,6 +33,7 @@ from mi_massive.scores import INTACT, EvaluationConfig, TaskResult
 from mi_massive.stats import Estimate, estimate
 from mi_massive.tasks.base import Task
 from mi_massive.text_measures import distinct_share, repetition_share
+from mi_massive.token_scores import score_continuations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,13 +151,13 @@ def _fluency(
         if not written:
             return _over_answers(np.array([]))
         with nullcontext() if by is None else disrupt(model, by):
-            scores = continuation_log_probs(
+            scores = score_continuations(
                 model,
                 [prompts[i] for i in written],
                 [[ids[i]] for i in written],
                 batch_size=result.config.batch_size,
             )
-        return _over_answers(np.array([-float(np.mean(own)) for (own,) in scores]))
+        return _over_answers(np.array([-float(np.mean(own.log_probs)) for (own,) in scores]))
 
     intact = log_perplexity(None)
     return Fluency(

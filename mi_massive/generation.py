@@ -1,11 +1,10 @@
-"""Run prompts in batches: greedy answers, and log-probabilities of given continuations.
+"""Run prompts in batches and take greedy answers; `mi_massive.token_scores` scores given ones.
 
 Rows are sorted by length, padded on the left and given back in order; batch size and padding change
-nothing but rounding. A prompt is read once for all its continuations; prompts that begin alike are
-not, because an edit is chosen and computed on the whole prompt, so that under it the same first
-tokens have other keys and values in each: the intact model alone, one condition of many, could
-share them. Everything runs on the plain model, so `disrupt` acts on it: the prompt is prefill,
-answers and continuations are decode.
+nothing but rounding. Prompts that begin alike are read one by one, because an edit is chosen and
+computed on the whole prompt, so that under it the same first tokens have other keys and values in
+each: the intact model alone, one condition of many, could share them. Everything runs on the plain
+model, so `disrupt` acts on it: the prompt is prefill, answers are decode.
 
 Costs about what transformers' own `generate` costs. Does not show what a model says when sampled.
 """
@@ -23,7 +22,6 @@ from mi_massive._checks import require_in_range
 from mi_massive._prompt_batches import Rows, batches, generating, require_room
 from mi_massive.models.base import HookedModel
 from mi_massive.models.passes import stating_prompt
-from mi_massive.token_scores import score_continuations
 
 
 class _Stops(StopStringCriteria):
@@ -105,37 +103,6 @@ def generate(
         if on_progress is not None:
             on_progress(len(batch.rows))
     return answers
-
-
-def continuation_log_probs(
-    model: HookedModel,
-    prompts: Rows,
-    continuations: Sequence[Rows],
-    *,
-    batch_size: int = 8,
-    on_progress: Callable[[int], None] | None = None,
-) -> list[list[list[float]]]:
-    """Log-probability (nats) of each token of each continuation, given its prompt.
-
-    Args:
-        model: From `load_model`; it must have a language-modelling head.
-        prompts: Token ids of each prompt.
-        continuations: For each prompt the token ids of one or more continuations.
-        batch_size: Prompts of a batch.
-        on_progress: Called with the number of prompts finished since the last call.
-
-    Returns:
-        `[prompt][continuation][token]`.
-
-    Raises:
-        ValueError: If a prompt has no continuation, one is empty, or they do not fit the context.
-        UnsupportedModelError: If the model cannot generate, or it keeps a recurrent state that
-            cannot be copied and a continuation has several tokens.
-    """
-    scores = score_continuations(
-        model, prompts, continuations, batch_size=batch_size, on_progress=on_progress
-    )
-    return [[list(one.log_probs) for one in own] for own in scores]
 
 
 @contextmanager

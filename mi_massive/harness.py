@@ -27,12 +27,12 @@ import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
-from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
 
 from mi_massive import _harness_arguments as meaning
+from mi_massive._logs import without_warnings
 from mi_massive._prompt_batches import generating
 from mi_massive.interventions import Intervention, disrupt
 from mi_massive.models import HookedModel
@@ -124,7 +124,7 @@ class DisruptedLM(_Base):
             meaning.require_ready(self.hooked, self.intervention)
         self._options = options
         self.n_edits = 0
-        with _silenced("lm_eval.models.huggingface"):  # that it got a model and not a name
+        with without_warnings("lm_eval.models.huggingface"):  # that it got a model and not a name
             super().__init__(
                 plain,
                 backend="causal",
@@ -266,23 +266,14 @@ class DisruptedLM(_Base):
             return _Base._model_generate(self, context, max_length, stop, **generation_kwargs)
 
 
-@contextmanager
-def _silenced(logger: str) -> Generator[None, None, None]:
-    """Keep a logger's warnings back."""
-    quiet = logging.getLogger(logger)
-    before = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        quiet.setLevel(before)
-
-
 def run_command(arguments: Sequence[str]) -> None:
     """Run the harness's own command line, to which the model `mi_massive` is known by now.
 
     Args:
         arguments: As after `lm-eval`.
     """
-    with patch.object(sys, "argv", ["lm-eval", *arguments]):
+    before, sys.argv = sys.argv, ["lm-eval", *arguments]  # all that the harness reads them from
+    try:
         cli_evaluate()
+    finally:
+        sys.argv = before

@@ -23,6 +23,7 @@ import torch
 
 from mi_massive._cells import kept_at
 from mi_massive._checks import require_in_range
+from mi_massive._code import code_digest
 from mi_massive._twin_corpora import Corpus, held_out_seed, load_corpus
 from mi_massive._twin_training import CHECKPOINT, TwinProgress, train_twin
 from mi_massive.models.base import HookedModel
@@ -203,7 +204,9 @@ def _run_folder(
     recipe = asdict(config)
     for other_runs in ("arms", "n_seeds", "corpus"):
         del recipe[other_runs]
-    depends = [recipe, asdict(TWIN_ARMS[arm]), seed, corpus.digest, str(dtype), package_versions()]
+    others = {name: v for name, v in package_versions().items() if name != "mi-massive"}
+    code = code_digest(train_twin.__module__)
+    depends = [recipe, asdict(TWIN_ARMS[arm]), seed, corpus.digest, str(dtype), others, code]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return folder / f"{corpus.name}-{arm}-{seed}-{digest[:12]}"
 

@@ -1,6 +1,7 @@
 """Small inputs that several test files build on."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor
 from mi_massive.norms import AttentionNorms, SiteSums
 from mi_massive.records import Provenance
 from mi_massive.rope import LayerGeometry, ModelGeometry, RotaryGeometry, rotate
+from mi_massive.token_scores import score_continuations
 
 States = Float[Tensor, "prompt pos layer head d_head"]
 
@@ -132,3 +134,9 @@ def _phasors(states: States, geometry: ModelGeometry) -> Float[Tensor, "prompt l
             unit[(x == 0) & (y == 0)] = 0  # a pair of length zero has no phase
             out[:, index, :, pair] = unit.sum(dim=1)
     return out
+
+
+def continuation_log_probs(*arguments: Any, **options: Any) -> list[list[list[float]]]:
+    """Scores of continuations without what is greedy: `[prompt][continuation][token]`."""
+    scores = score_continuations(*arguments, **options)
+    return [[list(one.log_probs) for one in own] for own in scores]

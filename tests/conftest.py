@@ -1,7 +1,8 @@
 """Fixtures of several files."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -31,3 +32,23 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Answer(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A sweep on a tiny random model."""
+    from sample_sweep import build_grid  # late: it loads transformers
+
+    return build_grid(tmp_path_factory.mktemp("grid"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(grid: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that sweep when nothing goes wrong."""
+    from sample_sweep import N_CELLS
+
+    from mi_massive.sweep import run_sweep
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert run_sweep(grid, folder).done == N_CELLS
+    return folder

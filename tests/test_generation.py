@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from builders import continuation_log_probs
 from tiny_models import FAMILIES, PAD_ID, VOCABULARY
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mi_massive.generation import continuation_log_probs, generate
+from mi_massive.generation import generate
 from mi_massive.interventions import Intervention, Selection, Value, Where, disrupt
 from mi_massive.models import HookedModel, UnsupportedModelError, load_model
 

@@ -5,12 +5,13 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from builders import continuation_log_probs
 from tiny_models import FAMILIES, PAD_ID, llama, save_model, token_ids
 from torch import Tensor
 
 from mi_massive import HookedModel, UnsupportedModelError, load_model, quantized_states
 from mi_massive._fake_quant import channel_grid, fake_quantize, hadamard, token_grid
-from mi_massive.generation import continuation_log_probs, generate
+from mi_massive.generation import generate
 from mi_massive.interventions import Intervention, disrupt
 from mi_massive.models.attention import AttentionInputs, visiting
 from mi_massive.models.passes import whole_prompt

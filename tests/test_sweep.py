@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
-from sample_sweep import N_CELLS, BoundedEngine, build_grid, table_text, written
+from sample_sweep import BoundedEngine, build_grid, table_text, written
 
 from mi_massive import load_model, make_arms, run_disruption
 from mi_massive.records import text_of
@@ -23,19 +23,6 @@ from mi_massive.sweep import (
 )
 from mi_massive.sweep.plan import plan_sweep
 from mi_massive.tasks import load_own_task
-
-
-@pytest.fixture(scope="module", name="grid")
-def fixture_grid(tmp_path_factory: pytest.TempPathFactory) -> SweepGrid:
-    return build_grid(tmp_path_factory.mktemp("grid"))
-
-
-@pytest.fixture(scope="module", name="undisturbed")
-def fixture_undisturbed(grid: SweepGrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert run_sweep(grid, folder).done == N_CELLS
-    return folder
-
 
 # --- what a sweep computes
 

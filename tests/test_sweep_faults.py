@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sample_sweep import N_CELLS, build_grid, table_text, written
+from sample_sweep import N_CELLS, table_text, written
 
 from mi_massive.scores import TaskResult
 from mi_massive.sweep import (
@@ -53,18 +53,6 @@ class ForkEngine:
 def alone(work: SweepWork) -> None:
     torch.set_num_threads(1)  # a copy has none of the other threads
     run_work(work)
-
-
-@pytest.fixture(scope="module", name="grid")
-def fixture_grid(tmp_path_factory: pytest.TempPathFactory) -> SweepGrid:
-    return build_grid(tmp_path_factory.mktemp("grid"))
-
-
-@pytest.fixture(scope="module", name="undisturbed")
-def fixture_undisturbed(grid: SweepGrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert run_sweep(grid, folder).done == N_CELLS
-    return folder
 
 
 def drive(grid: SweepGrid, folder: Path) -> ForkProcess:
