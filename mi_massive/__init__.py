@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from mi_massive._replacements import Value
     from mi_massive._selections import Selection
     from mi_massive.arms import Arm, make_arms
-    from mi_massive.attention_effects import match_effect, measure_effects
+    from mi_massive.attention_effects import measure_effects
     from mi_massive.attribution import attribute
     from mi_massive.battery import load_tasks, run_battery
     from mi_massive.capture import capture_norms
@@ -67,9 +67,9 @@ if TYPE_CHECKING:
     from mi_massive.conflict import ConflictConfig, ConflictResult, run_conflict
     from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
     from mi_massive.doctor import DoctorResult, diagnose
+    from mi_massive.effect_matching import match_effect
     from mi_massive.evaluation import evaluate
-    from mi_massive.families import measure_families
-    from mi_massive.family_rows import FamiliesResult
+    from mi_massive.families import FamiliesResult, measure_families
     from mi_massive.interventions import Intervention, Where, disrupt, disruption_hooks
     from mi_massive.model_conflicts import known_conflicts, load_conflicts
     from mi_massive.models import HookedModel, UnsupportedModelError, load_model, quantize
@@ -120,7 +120,7 @@ if TYPE_CHECKING:
 # of these is named like a module: importing that module would put it in the function's place.
 _NAMES = {
     "arms": ("Arm", "make_arms"),
-    "attention_effects": ("match_effect", "measure_effects"),
+    "attention_effects": ("measure_effects",),
     "attribution": ("attribute",),
     "battery": ("load_tasks", "run_battery"),
     "capture": ("capture_norms",),
@@ -128,9 +128,9 @@ _NAMES = {
     "conflict": ("ConflictConfig", "ConflictResult", "run_conflict"),
     "disruption": ("DisruptionConfig", "DisruptionResult", "run_disruption"),
     "doctor": ("DoctorResult", "diagnose"),
+    "effect_matching": ("match_effect",),
     "evaluation": ("evaluate",),
-    "families": ("measure_families",),
-    "family_rows": ("FamiliesResult",),
+    "families": ("FamiliesResult", "measure_families"),
     "interventions": ("Intervention", "Selection", "Value", "Where", "disrupt", "disruption_hooks"),
     "model_conflicts": ("known_conflicts", "load_conflicts"),
     "models": ("HookedModel", "UnsupportedModelError", "load_model", "quantize"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mi_massive._checks import require_in_range, require_not_empty
@@ -23,6 +23,16 @@ class Batch:
     rows: list[int]
     input_ids: Int[Tensor, "batch pos"]
     mask: Int[Tensor, "batch pos"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What reading the prompts of a batch leaves."""
+
+    logits: Float[Tensor, "batch vocabulary"]
+    """Of the token after each prompt."""
+    cache: Any
+    """Keys and values of the prompts alone."""
 
 
 def batches(prompts: Rows, batch_size: int, device: torch.device) -> Iterator[Batch]:

@@ -2,8 +2,8 @@
 
 Answers, on neutral text: the share of attention that the first token gets (the sink), the change of
 the attention in nats, and the cross-entropy of the text, with and without the intervention, prompt
-by prompt. Costs one pass a prompt and arm with the eager kernel, with the patterns of all layers of
-one prompt in memory.
+by prompt. Costs one pass an arm with the eager kernel, over prompts of one length together, with
+their patterns in all layers in memory.
 
 Does not show: whether the change is for the worse. The dimensions of a prompt are chosen on the
 whole of it, as in the paper, so its cross-entropy is not that of a causal reader.
@@ -18,22 +18,23 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_massive._checks import require_in_range, require_positive
 from mi_massive.capture import provenance_of
 from mi_massive.interventions import Intervention, disrupt
 from mi_massive.models.attention import watching_patterns
 from mi_massive.models.base import HookedModel
 from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.norms import AttentionNorms
-from mi_massive.presets import with_strength
 from mi_massive.prompts import TokenizedPrompts
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate, estimate
 
 _TINY: Final = torch.finfo(torch.float32).tiny
+_MOST_PROMPTS: Final = 16
+_MOST_WEIGHTS: Final = 2**27
+"""Prompts of a pass, and attention weights of all its layers, at most; one prompt may have more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -126,7 +127,7 @@ def measure_contexts(
     Args:
         model: From `load_model`; a decoder with a language-modelling head.
         prompts: Neutral texts, from `tokenize_prompts`; patterns grow with the square of a length.
-        contexts: By arm, what opens its context; called once a prompt. `intact` is added.
+        contexts: By arm, what opens its context; called once a batch. `intact` is added.
         on_progress: Called with the number of prompts finished since the last call.
 
     Returns:
@@ -150,17 +151,20 @@ def measure_contexts(
     shape = (len(named), len(prompts.input_ids))
     sink, moved = torch.zeros(*shape, n_layers), torch.zeros(*shape, n_layers)
     loss = torch.zeros(shape)
-    for column, ids in enumerate(prompts.input_ids):
-        input_ids = torch.tensor([ids], device=model.device)
+    n_heads = sum(layer.n_heads for layer in model.geometry.layers)
+    groups = _together(prompts.input_ids, n_heads)
+    for columns in groups:
+        input_ids = torch.tensor([prompts.input_ids[i] for i in columns], device=model.device)
         intact: list[Tensor] = []
         for row, opened in enumerate(named.values()):
             seen = _Watched(intact if row else None)
             with opened(), watching_patterns(model.plain, seen):
-                loss[row, column] = _run(model, input_ids, seen)
-            sink[row, column], moved[row, column] = torch.tensor(seen.sink), torch.tensor(seen.kl)
+                loss[row, columns] = _run(model, input_ids, seen)
+            sink[row, columns] = torch.stack(seen.sink, dim=1)
+            moved[row, columns] = torch.stack(seen.kl, dim=1)
             intact = seen.patterns if row == 0 else intact
         if on_progress is not None:
-            on_progress(1)
+            on_progress(len(columns))
     return EffectsResult(
         arms=tuple(named),
         sink_mass=sink,
@@ -168,89 +172,20 @@ def measure_contexts(
         cross_entropy=loss,
         layers=model.geometry.blocks,
         strengths={},
-        provenance=provenance_of(model, prompts, batch_size=1),
+        provenance=provenance_of(model, prompts, batch_size=max(map(len, groups))),
     )
 
 
-def match_effect(
-    model: HookedModel,
-    prompts: TokenizedPrompts,
-    control: Intervention,
-    *,
-    attention_kl: float,
-    norms: AttentionNorms | None = None,
-    strengths: tuple[float, float] = (0.0, 64.0),
-    tolerance: float = 0.02,
-    max_steps: int = 20,
-) -> Intervention:
-    """Set a control's strength so that it moves the attention as far as a treatment does.
-
-    The KL grows with the strength, first with its square: the search follows the chord between two
-    strengths on logarithmic axes, where that is a straight line, and halves in between.
-
-    Args:
-        model: From `load_model`.
-        prompts: Neutral texts on which the KL is measured, the same for both.
-        control: The edit whose strength is set.
-        attention_kl: KL of the treatment, in nats, from `measure_effects`.
-        norms: See `disrupt`.
-        strengths: Where to search.
-        tolerance: Relative difference of the KL at which the search ends.
-        max_steps: Steps at most, once the aim is bracketed.
-
-    Returns:
-        The control at the strength found.
-
-    Raises:
-        ValueError: If the largest strength does not move the attention so far, or the search ends
-            outside the tolerance.
-    """
-    require_positive("attention_kl", attention_kl)
-    require_in_range("max_steps", max_steps, low=1, high=100, unit="steps")
-
-    def moves(strength: float) -> float:
-        result = measure_effects(
-            model, prompts, {"control": with_strength(control, strength)}, norms=norms
-        )
-        return float(result.attention_kl[1].mean())
-
-    low, high = strengths
-    strength = min(max(1.0, low), high)
-    reached, below = moves(strength), 0.0
-    while reached < attention_kl and strength < high:
-        low, below, strength = strength, reached, min(2 * strength, high)
-        reached = moves(strength)
-    if reached < attention_kl * (1 - tolerance):
-        raise ValueError(
-            f"the control must be able to move the attention by {attention_kl:.3g} nats, got "
-            f"{reached:.3g} at strength {strength:g}; edit more dimensions"
-        )
-    high, above = strength, reached
-    for step in range(max_steps):
-        if math.isclose(reached, attention_kl, rel_tol=tolerance):
-            break
-        # Halving now and then: a chord alone can creep along a curve that bends one way.
-        halve = step % 3 == 2
-        strength = (low + high) / 2 if halve else _chord(low, high, below, above, attention_kl)
-        reached = moves(strength)
-        if reached < attention_kl:
-            low, below = strength, reached
-        else:
-            high, above = strength, reached
-    if not math.isclose(reached, attention_kl, rel_tol=tolerance):
-        raise ValueError(
-            f"max_steps must suffice to move the attention by {attention_kl:.3g} nats, got "
-            f"{reached:.3g} at strength {strength:g} after {max_steps}; allow more steps or a "
-            "larger tolerance"
-        )
-    return with_strength(control, strength)
-
-
-def _chord(low: float, high: float, below: float, above: float, aim: float) -> float:
-    """Strength between two at which a power law through their effects reaches `aim`."""
-    if low <= 0 or below <= 0:
-        return max(low, high * math.sqrt(aim / above))
-    return low * (high / low) ** (math.log(aim / below) / math.log(above / below))
+def _together(rows: Sequence[Sequence[int]], n_heads: int) -> list[list[int]]:
+    """Numbers of the rows of each pass: of one length, so that none is padded."""
+    of_length: dict[int, list[int]] = {}
+    for number, ids in enumerate(rows):
+        of_length.setdefault(len(ids), []).append(number)
+    groups: list[list[int]] = []
+    for length, numbers in of_length.items():
+        n = max(1, min(_MOST_PROMPTS, _MOST_WEIGHTS // (n_heads * length**2)))
+        groups += [numbers[start : start + n] for start in range(0, len(numbers), n)]
+    return groups
 
 
 class _Watched:
@@ -259,31 +194,36 @@ class _Watched:
     def __init__(self, intact: list[Tensor] | None) -> None:
         self._intact = intact
         self.patterns: list[Tensor] = []
-        self.sink: list[float] = []
-        self.kl: list[float] = []
+        self.sink: list[Float[Tensor, "prompt"]] = []
+        self.kl: list[Float[Tensor, "prompt"]] = []
 
     def __call__(self, block: int, pattern: Float[Tensor, "batch head pos key_pos"]) -> None:
         """Note one layer's attention weights; the first query sees only itself and is left out."""
-        later = pattern[0, :, 1:].float()
-        self.sink.append(float(later[..., 0].mean()))
+        later = pattern[:, :, 1:].float()
+        self.sink.append(later[..., 0].mean(dim=(1, 2)).cpu())
         if self._intact is None:
             self.patterns.append(later.clone())
-            self.kl.append(0.0)
+            self.kl.append(torch.zeros(len(later)))
             return
         before = self._intact[len(self.kl)]
         logs = before.clamp_min(_TINY).log() - later.clamp_min(_TINY).log()
-        self.kl.append(float((before * logs).sum(dim=-1).mean()))
+        self.kl.append((before * logs).sum(dim=-1).mean(dim=(1, 2)).cpu())
 
 
-def _run(model: HookedModel, input_ids: Tensor, seen: _Watched) -> float:
-    """Cross-entropy of a prompt; `seen` has got its patterns."""
-    logits = cast(Any, model.plain)(input_ids=input_ids, use_cache=False).logits[0]
+def _run(
+    model: HookedModel, input_ids: Int[Tensor, "prompt pos"], seen: _Watched
+) -> Float[Tensor, "prompt"]:
+    """Cross-entropy of each prompt; `seen` has got their patterns."""
+    logits = cast(Any, model.plain)(input_ids=input_ids, use_cache=False).logits
     if len(seen.sink) != len(model.geometry.layers):
         raise RuntimeError(
             f"every attention layer must show its pattern, got {len(seen.sink)} of "
             f"{len(model.geometry.layers)}"
         )
-    return float(torch.nn.functional.cross_entropy(logits[:-1].float(), input_ids[0, 1:]))
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none"
+    )
+    return losses.view(len(input_ids), -1).mean(dim=1).cpu()
 
 
 def _array(values: Tensor) -> Float[np.ndarray, "..."]:

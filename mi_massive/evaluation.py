@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
+from mi_massive._prompt_batches import Rows
 from mi_massive.capture import provenance_of
 from mi_massive.generation import generate
 from mi_massive.interventions import Edits, Intervention, disrupt
@@ -22,7 +23,7 @@ from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
 from mi_massive.records import Provenance
 from mi_massive.scores import Answer, EvaluationConfig, TaskResult
 from mi_massive.tasks.base import Example, Task
-from mi_massive.token_scores import score_continuations
+from mi_massive.token_scores import TokenScores, answer_and_score, score_continuations
 
 
 def evaluate(
@@ -46,8 +47,7 @@ def evaluate(
         means: A capture that the value `dataset_mean` is the mean of; see `disrupt`.
         limit: Only the first examples.
         config: Read-outs, chat template, batch size, length of answers.
-        on_progress: Called with the number of prompts finished since the last call, once a
-            read-out.
+        on_progress: Called with the number of prompts finished since the last call.
 
     Returns:
         One answer an example, in order. Batch size changes nothing but rounding.
@@ -60,21 +60,14 @@ def evaluate(
     config = config or EvaluationConfig()
     task = task if limit is None else task.first(limit)
     prompts = ask(model, task, config)
-    texts: list[str | None] = [None] * len(task.examples)
-    log_probs: list[tuple[float, ...]] = [()] * len(task.examples)
-    n_edits = 0
-    for readout in config.readouts:
-        edited = (
-            nullcontext()
-            if intervention is None
-            else disrupt(model, intervention, norms=norms, means=means)
-        )
-        with edited as edits:
-            if readout == "generation":
-                texts = list(_texts(model, task, prompts, config, on_progress))
-            else:
-                log_probs = _log_probs(model, task, prompts, config, on_progress)
-        n_edits += edits.total if isinstance(edits, Edits) else 0
+    edited = (
+        nullcontext()
+        if intervention is None
+        else disrupt(model, intervention, norms=norms, means=means)
+    )
+    with edited as edits:
+        texts, log_probs = _read_out(model, task, prompts, config, on_progress)
+    n_edits = edits.total if isinstance(edits, Edits) else 0
     return TaskResult(
         task=task.name,
         kind=task.kind,
@@ -154,49 +147,58 @@ def ask(model: HookedModel, task: Task, config: EvaluationConfig) -> TokenizedPr
     return prompts
 
 
-def _texts(
+def _read_out(
     model: HookedModel,
     task: Task,
     prompts: TokenizedPrompts,
     config: EvaluationConfig,
     on_progress: Callable[[int], None] | None,
-) -> Sequence[str]:
-    answers = generate(
-        model,
-        prompts.input_ids,
-        max_new_tokens=config.max_new_tokens or task.max_new_tokens,
-        stop=task.stop,
-        batch_size=config.batch_size,
-        on_progress=on_progress,
-    )
+) -> tuple[Sequence[str | None], Sequence[tuple[float, ...]]]:
+    """Generated texts and log-probabilities of the options, of the read-outs that are asked for."""
+    answers: Rows | None = None
+    scores: list[list[TokenScores]] | None = None
+    shared: dict[str, Any] = {"batch_size": config.batch_size, "on_progress": on_progress}
+    in_words: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens or task.max_new_tokens,
+        "stop": task.stop,
+        **shared,
+    }
+    rows = prompts.input_ids
+    if set(config.readouts) == {"generation", "options"}:
+        options = _continuations(model, task, prompts, config)
+        answers, scores = answer_and_score(model, rows, options, **in_words)
+    elif "generation" in config.readouts:
+        answers = generate(model, rows, **in_words)
+    else:
+        options = _continuations(model, task, prompts, config)
+        scores = score_continuations(model, rows, options, **shared)
     decode = cast(Any, model.tokenizer).decode
-    return [str(decode(ids, skip_special_tokens=True)) for ids in answers]
+    texts = (
+        [None] * len(rows)
+        if answers is None
+        else [str(decode(ids, skip_special_tokens=True)) for ids in answers]
+    )
+    log_probs = (
+        [()] * len(rows)
+        if scores is None
+        else [tuple(sum(one.log_probs) for one in own) for own in scores]
+    )
+    return texts, log_probs
 
 
-def _log_probs(
-    model: HookedModel,
-    task: Task,
-    prompts: TokenizedPrompts,
-    config: EvaluationConfig,
-    on_progress: Callable[[int], None] | None,
-) -> list[tuple[float, ...]]:
+def _continuations(
+    model: HookedModel, task: Task, prompts: TokenizedPrompts, config: EvaluationConfig
+) -> list[list[list[int]]]:
+    """Token ids that each option adds to its question."""
     if not all(example.options for example in task.examples):
         raise ValueError(
             f"every example of {task.name} must have options for the read-out 'options', got some "
             "without; use the read-out 'generation'"
         )
-    continuations = [
+    return [
         [_option_ids(model, text, ids, option, chat=config.chat) for option in example.options]
         for text, ids, example in zip(prompts.texts, prompts.input_ids, task.examples, strict=True)
     ]
-    scores = score_continuations(
-        model,
-        prompts.input_ids,
-        continuations,
-        batch_size=config.batch_size,
-        on_progress=on_progress,
-    )
-    return [tuple(sum(one.log_probs) for one in own) for own in scores]
 
 
 def _option_ids(

@@ -16,10 +16,11 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from transformers import GenerationConfig, StopStringCriteria
+from transformers import GenerationConfig, LogitsProcessor, StopStringCriteria
+from transformers.cache_utils import DynamicLayer
 
 from mi_massive._checks import require_in_range
-from mi_massive._prompt_batches import Rows, batches, generating, require_room
+from mi_massive._prompt_batches import Batch, Reading, Rows, batches, generating, require_room
 from mi_massive.models.base import HookedModel
 from mi_massive.models.passes import stating_prompt
 
@@ -71,38 +72,94 @@ def generate(
             there are stop strings and the model has no tokenizer.
         UnsupportedModelError: If the model cannot generate.
     """
-    plain = generating(model)
-    require_in_range("max_new_tokens", max_new_tokens, low=1, high=1 << 20, unit="tokens")
-    require_room(model, prompts, max_new_tokens)
-    if stop and model.tokenizer is None:
-        raise ValueError(
-            f"stop must be empty for a model without a tokenizer, got {list(stop)}; leave it out"
-        )
-    ends = _end_ids(model)
-    stops = _Stops(model.tokenizer, stop) if stop else None
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=ends or None,
-        pad_token_id=_padding_id(model),
-    )
+    answering = Answering(model, prompts, max_new_tokens=max_new_tokens, stop=stop)
     answers: list[list[int]] = [[] for _ in prompts]
     for batch in batches(prompts, batch_size, model.device):
-        n_prompt = batch.input_ids.shape[1]
-        with _without_own_settings(plain), stating_prompt(n_prompt):
-            output = plain.generate(
-                batch.input_ids,
-                attention_mask=batch.mask,
-                generation_config=config,
-                stopping_criteria=[stops] if stops else None,
-            )
-        lengths = stops.take_lengths() if stops else [None] * len(batch.rows)
-        for row, ids, n in zip(batch.rows, output[:, n_prompt:].tolist(), lengths, strict=True):
-            answers[row] = _until_end(ids, ends, n or max_new_tokens)
+        for row, ids in zip(batch.rows, answering.answer(batch), strict=True):
+            answers[row] = ids
         if on_progress is not None:
             on_progress(len(batch.rows))
     return answers
+
+
+class Answering:
+    """Greedy answers to batches of prompts.
+
+    Args:
+        model: From `load_model`; it must decode.
+        prompts: All prompts that batches are made of.
+        max_new_tokens: Tokens of an answer at most.
+        stop: Texts that end an answer; they stay in it.
+
+    Raises:
+        ValueError: As `generate`.
+        UnsupportedModelError: If the model cannot generate.
+    """
+
+    def __init__(
+        self, model: HookedModel, prompts: Rows, *, max_new_tokens: int, stop: Sequence[str]
+    ) -> None:
+        self._plain = generating(model)
+        require_in_range("max_new_tokens", max_new_tokens, low=1, high=1 << 20, unit="tokens")
+        require_room(model, prompts, max_new_tokens)
+        if stop and model.tokenizer is None:
+            raise ValueError(
+                f"stop must be empty for a model without a tokenizer, got {list(stop)}; "
+                "leave it out"
+            )
+        self._ends = _end_ids(model)
+        self._stops = _Stops(model.tokenizer, stop) if stop else None
+        self._config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=self._ends or None,
+            pad_token_id=_padding_id(model),
+            return_dict_in_generate=True,
+        )
+        self._reading: Reading | None = None
+
+    def answer(self, batch: Batch) -> list[list[int]]:
+        """New token ids of each row, without padding and end of text."""
+        n_prompt, stops, first = batch.input_ids.shape[1], self._stops, _FirstLogits()
+        with _without_own_settings(self._plain), stating_prompt(n_prompt):
+            output = self._plain.generate(
+                batch.input_ids,
+                attention_mask=batch.mask,
+                generation_config=self._config,
+                stopping_criteria=[stops] if stops else None,
+                logits_processor=[first],
+            )
+        self._reading = _reading(output.past_key_values, first.logits, n_prompt)
+        lengths = stops.take_lengths() if stops else [None] * len(batch.rows)
+        new = output.sequences[:, n_prompt:].tolist()
+        most = cast(int, self._config.max_new_tokens)
+        return [_until_end(ids, self._ends, n or most) for ids, n in zip(new, lengths, strict=True)]
+
+    def take_reading(self) -> Reading | None:
+        """What reading the last batch's prompts left; None if their cache cannot be cut back."""
+        reading, self._reading = self._reading, None
+        return reading
+
+
+class _FirstLogits(LogitsProcessor):
+    """Keeps the logits after the prompt, before anything else has touched them."""
+
+    logits: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Pass the logits of each step on."""
+        if self.logits is None:
+            self.logits = scores
+        return scores
+
+
+def _reading(cache: Any, logits: Tensor | None, n_prompt: int) -> Reading | None:
+    """Caches of sliding windows have forgotten, recurrent states cannot go back."""
+    if logits is None or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    cache.crop(n_prompt - int(cache.get_seq_length()))
+    return Reading(logits=logits, cache=cache)
 
 
 @contextmanager

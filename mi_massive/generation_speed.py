@@ -23,7 +23,6 @@ from mi_massive.generation import Rows, generate
 from mi_massive.interventions import disrupt
 from mi_massive.models.attention import AttentionInputs, visiting
 from mi_massive.models.base import HookedModel
-from mi_massive.models.load import load_model
 from mi_massive.presets import preset
 from mi_massive.prompts import default_passages, tokenize_prompts
 from mi_massive.records import Provenance
@@ -60,7 +59,7 @@ class GenerationSpeedResult:
 
 
 def measure_generation_speed(
-    name: str,
+    model: HookedModel,
     *,
     n_prompts: int = 16,
     n_tokens_prompt: int = 128,
@@ -72,7 +71,7 @@ def measure_generation_speed(
     """Time every way of `WAYS` on passages of the default set, cut to one length.
 
     Args:
-        name: Model, as for `load_model`.
+        model: From `load_model`.
         n_prompts: Prompts to continue.
         n_tokens_prompt: Tokens of each.
         n_tokens_new: Tokens to add to each.
@@ -86,7 +85,6 @@ def measure_generation_speed(
     """
     passages = default_passages()
     require_in_range("n_prompts", n_prompts, low=1, high=len(passages), unit="passages")
-    model = load_model(name)
     prompts = tokenize_prompts(model.tokenizer, passages[:n_prompts], max_length=n_tokens_prompt)
     for number, row in enumerate(prompts.input_ids):
         if len(row) < n_tokens_prompt:

@@ -1,8 +1,8 @@
 """What a capture costs beside the plain forward pass and beside other ways to get the same norms.
 
 Times are taken in turn within one run (A B C, A B C, ...), so that a machine whose speed drifts
-slows all of them alike; ratios are formed within a round. Peak memory is that of a fresh
-process each.
+slows all of them alike; ratios are formed within a round. Peak memory is that of a fresh process
+each on a CPU, and what torch allocates on a GPU.
 Does not show the speed of another machine: quote ratios.
 """
 
@@ -23,14 +23,14 @@ from torch import Tensor
 from mi_massive.capture import capture_norms, provenance_of
 from mi_massive.models.base import HookedModel
 from mi_massive.models.load import load_model
-from mi_massive.norms import AttentionNorms
 from mi_massive.prompts import tokenize_prompts
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate, estimate
 
 PLAIN: Final = "plain forward"
 BODY: Final = "plain body"
-WAYS: Final = (PLAIN, BODY, "capture", "capture by hooks", "run_with_cache")
+CAPTURE: Final = "capture"
+WAYS: Final = (PLAIN, BODY, CAPTURE, "capture by hooks", "run_with_cache")
 """What is timed: transformers' forward pass with logits and its body without, our capture, the same
 capture through the bridge's hook points, and TransformerLens' cache of all activations, reduced."""
 
@@ -51,10 +51,15 @@ class SpeedResult:
     """Median over rounds of each way's time divided by that of the plain forward pass."""
     ratios_to_body: tuple[Estimate, ...]
     """The same, divided by the time of the body alone: a capture computes no logits either."""
+    ratios_to_capture: tuple[Estimate, ...]
+    """The same, divided by the time of the capture: above 1 where the capture is faster."""
+    n_prompts: int
+    """Prompts of the one batch that is timed."""
     n_tokens: int
-    """Tokens of the timed prompt, batch 1."""
+    """Tokens of each timed prompt."""
     peak_mb: dict[str, float]
-    """Largest resident memory of a fresh process, in MiB."""
+    """On a CPU the largest resident memory of a fresh process, weights included; on a GPU the
+    largest memory that torch allocated there. MiB."""
     n_tokens_peak: int
     """Tokens of the prompt whose peak memory was taken."""
     n_threads: int
@@ -62,30 +67,45 @@ class SpeedResult:
 
 
 def measure_speed(
-    name: str, *, n_tokens: int = 1024, n_rounds: int = 9, n_tokens_peak: int = 8192
+    model: HookedModel,
+    *,
+    n_prompts: int = 1,
+    n_tokens: int = 1024,
+    n_rounds: int = 9,
+    n_tokens_peak: int = 8192,
+    others: Mapping[str, Callable[[], object]] | None = None,
 ) -> SpeedResult:
-    """Time every way of `WAYS` on one prompt of `n_tokens` tokens, and take peak memory.
+    """Time every way of `WAYS` on one batch, and take the peak memory of the first three.
 
     Args:
-        name: Model, as for `load_model`.
-        n_tokens: Tokens of the timed prompt.
+        model: From `load_model`; for peak memory on a CPU a fresh process loads it by its name.
+        n_prompts: Prompts of the batch.
+        n_tokens: Tokens of each.
         n_rounds: Rounds after one that is not counted.
         n_tokens_peak: Tokens of the prompt for peak memory; 0 leaves memory out.
+        others: Further ways by name, that do the same on `token_ids(n_tokens, n_prompts)`.
+
+    Raises:
+        ValueError: If another way has the name of one of `WAYS`.
     """
-    model = load_model(name)
-    ids = token_ids(n_tokens)
-    ways = _ways(model, ids)
+    taken = sorted(set(others or {}) & set(WAYS))
+    if taken:
+        raise ValueError(f"others must have names of their own, got {', '.join(taken)}")
+    ids = token_ids(n_tokens, n_prompts)
+    ways = {**_ways(model, ids), **(others or {})}
     seconds = torch.tensor(in_turn(ways, n_rounds))
     return SpeedResult(
-        ways=WAYS,
+        ways=tuple(ways),
         seconds=seconds,
         ratios=_ratios(seconds, PLAIN),
         ratios_to_body=_ratios(seconds, BODY),
+        ratios_to_capture=_ratios(seconds, CAPTURE),
+        n_prompts=n_prompts,
         n_tokens=n_tokens,
-        peak_mb={way: _peak_mb(name, way, n_tokens_peak) for way in WAYS[:3] if n_tokens_peak},
+        peak_mb={way: _peak_mb(model, way, n_tokens_peak) for way in WAYS[:3] if n_tokens_peak},
         n_tokens_peak=n_tokens_peak,
         n_threads=torch.get_num_threads(),
-        provenance=provenance_of(model, tokenize_prompts(None, ids), batch_size=1),
+        provenance=provenance_of(model, tokenize_prompts(None, ids), batch_size=n_prompts),
     )
 
 
@@ -94,13 +114,13 @@ def _ratios(seconds: Float[Tensor, "round way"], to: str) -> tuple[Estimate, ...
     return tuple(estimate(ratio, n_of="rounds", statistic="median") for ratio in ratios.T)
 
 
-def token_ids(n_tokens: int) -> list[list[int]]:
-    """One prompt of seeded random token ids below 1000, which every vocabulary holds."""
-    return [[int(token) for token in np.random.default_rng(0).integers(100, 1000, n_tokens)]]
+def token_ids(n_tokens: int, n_prompts: int = 1) -> list[list[int]]:
+    """Prompts of seeded random token ids below 1000, which every vocabulary holds."""
+    return np.random.default_rng(0).integers(100, 1000, (n_prompts, n_tokens)).tolist()
 
 
-def _ways(model: HookedModel, ids: list[list[int]]) -> Mapping[str, Callable[[], object]]:
-    input_ids = torch.tensor(ids)
+def _ways(model: HookedModel, ids: list[list[int]]) -> dict[str, Callable[[], object]]:
+    input_ids = torch.tensor(ids, device=model.device)
     plain: Any = model.plain
     wrapped = HookedModel.wrap(model.bridge)
 
@@ -113,57 +133,70 @@ def _ways(model: HookedModel, ids: list[list[int]]) -> Mapping[str, Callable[[],
     functions = (
         lambda: plain(input_ids=input_ids, use_cache=False),
         lambda: plain.base_model(input_ids=input_ids, use_cache=False),
-        lambda: capture_norms(model, ids),
-        lambda: capture_norms(wrapped, ids),
+        lambda: capture_norms(model, ids, batch_size=len(ids)),
+        lambda: capture_norms(wrapped, ids, batch_size=len(ids)),
         cache,
     )
     return dict(zip(WAYS, functions, strict=True))
 
 
 @torch.no_grad()
-def in_turn(ways: Mapping[str, Callable[[], object]], n_rounds: int) -> list[list[float]]:
-    """Seconds of each way in each round, the ways one after the other; one round more goes first.
+def in_turn(
+    ways: Mapping[str, Callable[[], object]], n_rounds: int, *, warm_up: bool = True
+) -> list[list[float]]:
+    """Seconds of each way in each round, the ways one after the other.
 
     Args:
-        ways: What is timed, by name.
+        ways: What is timed, by name. What one puts on a GPU is waited for.
         n_rounds: Rounds that are counted.
+        warm_up: Whether one round more goes first.
 
     Returns:
         `[round][way]`.
     """
     rounds: list[list[float]] = []
-    for _ in range(n_rounds + 1):
+    for _ in range(n_rounds + int(warm_up)):
         row: list[float] = []
         for run in ways.values():
             start = time.perf_counter()
             run()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             row.append(time.perf_counter() - start)
         rounds.append(row)
-    return rounds[1:]
+    return rounds[-n_rounds:]
 
 
-def _peak_mb(name: str, way: str, n_tokens: int) -> float:
-    """Peak memory of a fresh process that loads the model and goes one way once."""
-    command = [sys.executable, "-c", _ALONE, name, way, str(n_tokens)]
+def _peak_mb(model: HookedModel, way: str, n_tokens: int) -> float:
+    """Peak memory of one way that is gone once; on a CPU of a fresh process, which loads the model.
+
+    Memory of a process hardly shrinks, so a way could hide below the peak of another.
+    """
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+        _run_alone(model, way, n_tokens)
+        return torch.cuda.max_memory_allocated(model.device) / 1024**2
+    dtype = str(model.dtype).removeprefix("torch.")
+    command = [sys.executable, "-c", _ALONE, model.name, dtype, way, str(n_tokens)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
 
-def print_peak(name: str, way: str, n_tokens: str) -> None:
+def print_peak(name: str, dtype: str, way: str, n_tokens: str) -> None:
     """What the fresh process does."""
-    _run_alone(name, way, int(n_tokens))
+    _run_alone(load_model(name, dtype=getattr(torch, dtype)), way, int(n_tokens))
     sys.stdout.write(f"{_own_peak_mb():.1f}\n")
 
 
 @torch.no_grad()
-def _run_alone(name: str, way: str, n_tokens: int) -> AttentionNorms | object:
-    model = load_model(name)
+def _run_alone(model: HookedModel, way: str, n_tokens: int) -> None:
     plain: Any = model.plain
     ids = token_ids(n_tokens)
-    if way == "capture":
-        return capture_norms(model, ids)
+    if way == CAPTURE:
+        capture_norms(model, ids)
+        return
     runner = plain if way == PLAIN else plain.base_model
-    return runner(input_ids=torch.tensor(ids), use_cache=False)
+    runner(input_ids=torch.tensor(ids, device=model.device), use_cache=False)
 
 
 def _own_peak_mb() -> float:

@@ -6,18 +6,28 @@ text is prompt throughout. Rows are sorted by length, padded on the left and giv
 batch size and padding change nothing but rounding. Everything runs on the plain model, so `disrupt`
 acts on it.
 
-Does not show: what a model would say itself; `mi_massive.generation` has that.
+Does not show: what a model would say itself; `mi_massive.generation` has that, and
+`answer_and_score` both.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mi_massive._prompt_batches import Batch, Rows, batches, generating, require_room, run_batch
+from mi_massive._prompt_batches import (
+    Batch,
+    Reading,
+    Rows,
+    batches,
+    generating,
+    require_room,
+    run_batch,
+)
+from mi_massive.generation import Answering
 from mi_massive.models.base import HookedModel
 from mi_massive.models.errors import UnsupportedModelError
 from mi_massive.models.passes import stating_prompt
@@ -60,30 +70,54 @@ def score_continuations(
             cannot be copied and a continuation has several tokens.
     """
     plain = generating(model)
-    if len(continuations) != len(prompts):
-        raise ValueError(
-            f"continuations must hold one entry a prompt ({len(prompts)}), got {len(continuations)}"
-        )
-    for number, own in enumerate(continuations):
-        if not own or not all(own):
-            raise ValueError(
-                f"continuations[{number}] must hold at least one token each, got {list(own)}"
-            )
-    # The last token of a continuation is scored and not read.
-    require_room(model, prompts, [max(map(len, own)) - 1 for own in continuations])
     found: list[list[TokenScores]] = [[] for _ in prompts]
-    groups: dict[int, list[int]] = {}
-    for number, own in enumerate(continuations):
-        groups.setdefault(len(own), []).append(number)
-    for group in groups.values():
-        for batch in batches([prompts[i] for i in group], batch_size, model.device):
-            numbers = [group[row] for row in batch.rows]
-            scores = _score(plain, batch, [continuations[i] for i in numbers])
-            for number, own in zip(numbers, scores, strict=True):
-                found[number] = own
-            if on_progress is not None:
-                on_progress(len(numbers))
+    for batch, own in _batches(model, prompts, continuations, batch_size):
+        scores = _score(plain, batch, own, _read(plain, batch))
+        _put(found, batch, scores, on_progress)
     return found
+
+
+@torch.no_grad()
+def answer_and_score(
+    model: HookedModel,
+    prompts: Rows,
+    continuations: Sequence[Rows],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    batch_size: int = 8,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[list[list[int]], list[list[TokenScores]]]:
+    """`generate` and `score_continuations` on one reading of each prompt.
+
+    A model whose cache cannot be cut back to the prompt reads it twice.
+
+    Args:
+        model: From `load_model`; it must have a language-modelling head.
+        prompts: Token ids of each prompt.
+        continuations: For each prompt the token ids of one or more continuations.
+        max_new_tokens: Tokens of an answer at most.
+        stop: Texts that end an answer; they stay in it.
+        batch_size: Prompts of a batch.
+        on_progress: Called with the number of prompts finished since the last call.
+
+    Returns:
+        The new token ids of each prompt, and the scores `[prompt][continuation]`.
+
+    Raises:
+        ValueError: As the two functions.
+        UnsupportedModelError: As the two functions.
+    """
+    answering = Answering(model, prompts, max_new_tokens=max_new_tokens, stop=stop)
+    plain = generating(model)
+    answers: list[list[int]] = [[] for _ in prompts]
+    found: list[list[TokenScores]] = [[] for _ in prompts]
+    for batch, own in _batches(model, prompts, continuations, batch_size):
+        for row, ids in zip(batch.rows, answering.answer(batch), strict=True):
+            answers[row] = ids
+        scores = _score(plain, batch, own, answering.take_reading() or _read(plain, batch))
+        _put(found, batch, scores, on_progress)
+    return answers, found
 
 
 @torch.no_grad()
@@ -133,26 +167,67 @@ def score_texts(
     return [found[row] for row in range(len(texts))]
 
 
-def _score(plain: Any, batch: Batch, continuations: list[Rows]) -> list[list[TokenScores]]:
-    """Read the prompts once, then all continuations on copies of the cache."""
+def _batches(
+    model: HookedModel, prompts: Rows, continuations: Sequence[Rows], batch_size: int
+) -> Iterator[tuple[Batch, list[Rows]]]:
+    """Batches of prompts with equally many continuations, and these."""
+    if len(continuations) != len(prompts):
+        raise ValueError(
+            f"continuations must hold one entry a prompt ({len(prompts)}), got {len(continuations)}"
+        )
+    for number, own in enumerate(continuations):
+        if not own or not all(own):
+            raise ValueError(
+                f"continuations[{number}] must hold at least one token each, got {list(own)}"
+            )
+    # The last token of a continuation is scored and not read.
+    require_room(model, prompts, [max(map(len, own)) - 1 for own in continuations])
+    groups: dict[int, list[int]] = {}
+    for number, own in enumerate(continuations):
+        groups.setdefault(len(own), []).append(number)
+    for group in groups.values():
+        for batch in batches([prompts[i] for i in group], batch_size, model.device):
+            rows = [group[row] for row in batch.rows]
+            yield replace(batch, rows=rows), [continuations[i] for i in rows]
+
+
+def _put(
+    found: list[list[TokenScores]],
+    batch: Batch,
+    scores: list[list[TokenScores]],
+    on_progress: Callable[[int], None] | None,
+) -> None:
+    for row, own in zip(batch.rows, scores, strict=True):
+        found[row] = own
+    if on_progress is not None:
+        on_progress(len(batch.rows))
+
+
+def _read(plain: Any, batch: Batch) -> Reading:
+    with stating_prompt(batch.input_ids.shape[1]):
+        output = run_batch(plain, batch.input_ids, batch.mask, cache=None, last_only=True)
+    return Reading(logits=output.logits[:, -1], cache=output.past_key_values)
+
+
+def _score(
+    plain: Any, batch: Batch, continuations: list[Rows], reading: Reading
+) -> list[list[TokenScores]]:
+    """Score all continuations on copies of the prompts' cache."""
     n_each = len(continuations[0])
     flat = [list(ids) for own in continuations for ids in own]
     width = max(len(ids) for ids in flat)
-    device = batch.input_ids.device
-    n_prompt = batch.input_ids.shape[1]
-    with stating_prompt(n_prompt):
-        output = run_batch(plain, batch.input_ids, batch.mask, cache=None, last_only=True)
-    logits = output.logits[:, -1:].repeat_interleave(n_each, dim=0)
+    logits = reading.logits[:, None].repeat_interleave(n_each, dim=0)
     if width > 1:
-        ids = torch.tensor([own + [0] * (width - len(own)) for own in flat], device=device)
-        cache = output.past_key_values
-        _require_copies(cache)
-        cache.batch_repeat_interleave(n_each)
+        ids = torch.tensor(
+            [own + [0] * (width - len(own)) for own in flat], device=batch.input_ids.device
+        )
+        _require_copies(reading.cache)
+        reading.cache.batch_repeat_interleave(n_each)
         mask = torch.cat(
             [batch.mask.repeat_interleave(n_each, dim=0), torch.ones_like(ids[:, :-1])], dim=1
         )
-        with stating_prompt(n_prompt, copies=n_each):
-            more = run_batch(plain, ids[:, :-1], mask, cache=cache, last_only=False).logits
+        with stating_prompt(batch.input_ids.shape[1], copies=n_each):
+            more = run_batch(plain, ids[:, :-1], mask, cache=reading.cache, last_only=False).logits
         logits = torch.cat([logits, more], dim=1)
     log_probs = logits.float().log_softmax(dim=-1)
     scores = [_scores_of(log_probs[row, : len(own)], own) for row, own in enumerate(flat)]

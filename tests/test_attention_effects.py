@@ -11,8 +11,10 @@ import torch
 from tiny_models import FAMILIES
 from torch import Tensor
 
-from mi_massive.attention_effects import EffectsResult, match_effect, measure_effects
+from mi_massive import attention_effects
+from mi_massive.attention_effects import EffectsResult, measure_effects
 from mi_massive.capture import capture_norms
+from mi_massive.effect_matching import match_effect
 from mi_massive.interventions import Intervention, Selection, Value, Where, disrupt
 from mi_massive.models import HookedModel, UnsupportedModelError, load_model
 from mi_massive.models.attention import AttentionInputs, visiting, watching_patterns
@@ -256,6 +258,24 @@ def test_an_arm_is_the_same_in_any_company(load: Model) -> None:
     assert torch.equal(among.cross_entropy[2], alone.cross_entropy[1])
     one = measure_effects(model, tokenize_prompts(None, IDS[1:2]), {"paper": TREATMENT})
     assert torch.equal(one.sink_mass[:, 0], alone.sink_mass[:, 1])
+
+
+def test_prompts_of_one_length_are_measured_together_and_as_alone(load: Model) -> None:
+    model = load("llama")
+    prompts = [*token_ids(3, 9).tolist(), [1, 2, 3, 4], *token_ids(2, 9, seed=5).tolist()]
+    together = measure_effects(model, tokenize_prompts(None, prompts), {"paper": TREATMENT})
+    assert together.provenance.batch_size == 5
+    for column, ids in enumerate(prompts):
+        alone = measure_effects(model, tokenize_prompts(None, [ids]), {"paper": TREATMENT})
+        for name in ("sink_mass", "attention_kl", "cross_entropy"):
+            found, expected = (getattr(r, name)[:, i] for r, i in ((together, column), (alone, 0)))
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_long_prompts_are_measured_one_by_one() -> None:
+    rows = [[0] * 3000, [0] * 20, [0] * 3000, [0] * 20]
+    assert attention_effects._together(rows, 32) == [[0], [2], [1, 3]]
+    assert list(map(len, attention_effects._together([[0] * 8] * 40, 4))) == [16, 16, 8]
 
 
 def test_a_capture_fixes_what_the_arms_select(load: Model) -> None:

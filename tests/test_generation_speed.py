@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import llama
 
-from mi_massive import disrupt, load_model, load_result, preset, save_result
+from mi_massive import HookedModel, disrupt, load_model, load_result, preset, save_result
 from mi_massive import generation_speed as module
 from mi_massive.generation_speed import PLAIN, WAYS, edited_head_by_head
 from mi_massive.models.attention import visiting
@@ -15,6 +15,11 @@ from mi_massive.models.attention import visiting
 @pytest.fixture(scope="module", name="folder")
 def fixture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llama(vocab_size=1000).save(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module", name="smollm2")
+def fixture_smollm2() -> HookedModel:
+    return load_model("smollm2-135m-instruct")
 
 
 def ids(n: int = 3) -> torch.Tensor:
@@ -51,9 +56,11 @@ def test_an_answer_that_ends_early_is_refused(folder: Path) -> None:
         ways[PLAIN]()
 
 
-def test_the_record_relates_every_way_to_plain_generation(tmp_path: Path) -> None:
+def test_the_record_relates_every_way_to_plain_generation(
+    tmp_path: Path, smollm2: HookedModel
+) -> None:
     result = module.measure_generation_speed(
-        "smollm2-135m-instruct",
+        smollm2,
         n_prompts=2,
         n_tokens_prompt=16,
         n_tokens_new=2,
@@ -72,8 +79,8 @@ def test_the_record_relates_every_way_to_plain_generation(tmp_path: Path) -> Non
     assert torch.equal(again.seconds, result.seconds)
 
 
-def test_passages_shorter_than_asked_are_refused() -> None:
+def test_passages_shorter_than_asked_are_refused(smollm2: HookedModel) -> None:
     with pytest.raises(ValueError, match=r"n_tokens_prompt must not exceed the passages, got 4096"):
-        module.measure_generation_speed("smollm2-135m-instruct", n_prompts=1, n_tokens_prompt=4096)
+        module.measure_generation_speed(smollm2, n_prompts=1, n_tokens_prompt=4096)
     with pytest.raises(ValueError, match=r"n_prompts must be between 1 and 32 \(passages\), got 0"):
-        module.measure_generation_speed("smollm2-135m-instruct", n_prompts=0)
+        module.measure_generation_speed(smollm2, n_prompts=0)

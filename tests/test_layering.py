@@ -48,6 +48,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("models", "capture", "pattern_capture"),
         *("generation", "token_scores", "next_tokens", "_prompt_batches"),
         *("interventions", "_choices", "_disruptor", "_sources", "presets", "attention_effects"),
+        "effect_matching",
         *("_patch_runs", "operation", "share_capture", "quantizer", "state_errors", "weight_rows"),
     ),
     # A task knows no model; evaluation joins the two.
@@ -69,6 +70,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("attribution", "patched_patterns"),
         *("twins", "twin_runs", "twin_results", "_twin_training"),
         *("patch_speed", "quantization", "sweep", "speed", "generation_speed"),
+        "command_speed",
         *("surgery", "surgery_plans", "harness", "_harness_arguments"),
         *("state_quantization", "quantization_arms", "protection", "_protection_gains"),
         *("quantization_results", "weight_protection"),

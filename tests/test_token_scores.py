@@ -1,15 +1,23 @@
 """Scores of continuations and texts against one pass of the untouched transformers model."""
 
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import FAMILIES
 
-from mi_massive.interventions import Intervention, Selection, disrupt
+from mi_massive.generation import generate
+from mi_massive.interventions import Intervention, Selection, Where, disrupt
 from mi_massive.models import HookedModel, load_model
-from mi_massive.token_scores import TokenScores, score_continuations, score_texts
+from mi_massive.models.passes import noting_passes
+from mi_massive.token_scores import (
+    TokenScores,
+    answer_and_score,
+    score_continuations,
+    score_texts,
+)
 
 TEXTS = [[5, 9, 2, 40], [17, 3], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [30, 31, 32]]
 N_SCORED = [3, 1, 4, 2]
@@ -108,3 +116,51 @@ def test_progress_counts_every_text_once(models: dict[str, HookedModel]) -> None
     finished: list[int] = []
     score_texts(models["llama"], TEXTS, N_SCORED, batch_size=3, on_progress=finished.append)
     assert finished == [3, 1]
+
+
+CHOICES = [[[7], [8, 9, 10]], [[1, 2], [3]], [[4], [5]], [[60, 61], [62, 63]]]
+
+
+def counting_reads(model: HookedModel, seen: list[int]) -> Any:
+    """Note the new columns of every pass."""
+    return noting_passes(
+        model.plain, lambda forward: seen.append(forward.stop if forward.start == 0 else 0)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("positions", ["prefill", "decode", "both", None])
+@pytest.mark.parametrize("name", SERVED)
+def test_answers_and_scores_on_one_reading_are_those_of_two(
+    name: str, positions: Any, batch_size: int, models: dict[str, HookedModel]
+) -> None:
+    model = models[name]
+    arguments: dict[str, Any] = {"max_new_tokens": 5, "batch_size": batch_size}
+    edit = Intervention(selection=Selection(k=3), where=Where(positions=positions or "prefill"))
+    with disrupt(model, edit) if positions else nullcontext():
+        texts = generate(model, TEXTS, **arguments)
+        scores = score_continuations(model, TEXTS, CHOICES, batch_size=batch_size)
+        both = answer_and_score(model, TEXTS, CHOICES, **arguments)
+    assert both[0] == texts
+    for found, expected in zip(both[1], scores, strict=True):
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+
+
+def test_each_prompt_is_read_once_where_its_cache_can_be_cut_back(
+    models: dict[str, HookedModel],
+) -> None:
+    reads: dict[str, list[int]] = {}
+    for name in ("llama", "gemma2"):
+        seen = reads.setdefault(name, [])
+        with counting_reads(models[name], seen):
+            answer_and_score(models[name], TEXTS[:1], CHOICES[:1], max_new_tokens=3)
+    assert [n for n in reads["llama"] if n] == [4]
+    assert [n for n in reads["gemma2"] if n] == [4, 4]  # its windows slide
+
+
+def test_prompts_without_continuations_are_refused_with_answers_too(
+    models: dict[str, HookedModel],
+) -> None:
+    with pytest.raises(ValueError, match=r"continuations\[1\] must hold at least one token each"):
+        answer_and_score(models["llama"], TEXTS[:2], [[[1]], []], max_new_tokens=2)
