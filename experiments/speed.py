@@ -14,6 +14,7 @@ Command: python experiments/speed.py --nnsight OTHER_ENVIRONMENT/bin/python
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -40,7 +41,7 @@ from mi_massive import (
 from mi_massive.command_speed import measure_commands
 from mi_massive.generation_speed import measure_generation_speed
 from mi_massive.patch_speed import measure_patch_speed
-from mi_massive.speed import measure_speed, token_ids
+from mi_massive.speed import measure_peak_memory, measure_speed, token_ids
 
 HERE = Path(__file__).parent
 SHAPES = {
@@ -66,7 +67,7 @@ def main() -> None:
     options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     options.add_argument("--what", nargs="+", choices=[*MEASURED], default=[*MEASURED])
     options.add_argument("--rounds", type=int, default=9)
-    options.add_argument("--tokens-peak", type=int, default=32768, help="0 leaves memory out")
+    options.add_argument("--tokens", type=int, default=32768, help="of the prompt for memory")
     options.add_argument("--nnsight", metavar="PYTHON", help="of an environment with nnsight")
     options.add_argument("--out", type=Path, default=HERE / "records")
     given = options.parse_args()
@@ -111,7 +112,6 @@ def capture(given: argparse.Namespace, n_prompts: int = 1, n_tokens: int = 1024)
         n_prompts=n_prompts,
         n_tokens=n_tokens,
         n_rounds=given.rounds,
-        n_tokens_peak=given.tokens_peak if n_prompts == 1 else 0,
         others=others,
     )
     if given.nnsight is not None:
@@ -124,8 +124,13 @@ def capture(given: argparse.Namespace, n_prompts: int = 1, n_tokens: int = 1024)
             f"{way}: {said(full)} x the plain forward, {said(body)} x its body, {said(ours)} x the "
             "capture"
         )
-    for way, peak in result.peak_mb.items():
-        print(f"{way}: peak {peak:.0f} MiB at {result.n_tokens_peak} tokens")
+    return result
+
+
+def memory(given: argparse.Namespace) -> object:
+    result = measure_peak_memory(model_of(given), n_tokens=given.tokens)
+    for way, peak in zip(result.ways, result.peak_mb, strict=True):
+        print(f"{way}: peak {peak:.0f} MiB at {result.n_tokens} tokens")
     return result
 
 
@@ -181,7 +186,8 @@ def imports(given: argparse.Namespace) -> object:
 
 def report(given: argparse.Namespace) -> object:
     """One run, as `make report` does it: with every section."""
-    make = ["make", "--silent", "-C", str(HERE.parent), "report", f"MODEL={given.model}"]
+    os.chdir(HERE.parent)
+    make = ["make", "--silent", "report", f"MODEL={given.model}"]
     result = measure_commands({"make report": make}, n_rounds=1, warm_up=False)
     print(f"make report: {float(result.seconds):.0f} s on {result.n_cores} cores")
     return result
@@ -194,6 +200,7 @@ def said(ratio: Estimate) -> str:
 MEASURED = {
     "capture": capture,
     "batch": batch,
+    "memory": memory,
     "generation": generation,
     "patching": patching,
     "imports": imports,

@@ -9,6 +9,8 @@ Cost: about 25 minutes on two idle cores for the default (four encodings, three 
 `--scale medium` (25 M parameters) wants a GPU with 8 GB, minutes a twin. Finished twins are kept.
 Command: python experiments/twins.py
          python experiments/twins.py --corpus mixture --context 64 --steps 500
+         python experiments/twins.py --arms rope rope_1e2 rope_5e5 partial_50 p_rope qk_norm \
+             interleaved alibi --record twins_stdlib_encodings_small
          python experiments/twins.py --scale medium --device cuda --dtype bfloat16 --workers 1
 """
 
@@ -44,6 +46,7 @@ def main() -> None:
     options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
     options.add_argument("--out", type=Path, default=HERE / "records")
+    options.add_argument("--record", help="name of the record, instead of twins_CORPUS_SCALE")
     given = options.parse_args()
     shape, steps, batch_size, learning_rate = SCALES[given.scale]
     if given.context is not None:
@@ -65,7 +68,7 @@ def main() -> None:
         n_workers=given.workers,
         on_progress=say,
     )
-    name = f"twins_{Path(given.corpus).stem}_{given.scale}"
+    name = given.record or f"twins_{Path(given.corpus).stem}_{given.scale}"
     print(f"record: {save_result(result, given.out / f'{name}.json')}")
     show(result)
 

@@ -35,7 +35,7 @@ def report_command(
     examples: Annotated[
         int,
         typer.Option(min=0, help="Examples of each task under each edit (C4, C5); 0: no tasks."),
-    ] = 12,
+    ] = 10,
     conflicts: Annotated[
         int, typer.Option(min=0, help="Facts to contradict under each edit (C6); 0: none.")
     ] = 0,
@@ -74,7 +74,7 @@ def report_command(
     max_length: opt.MaxLength = None,
     skip_first: opt.SkipFirst = False,
     ratio: opt.Ratio = _RATIO,
-    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    batch_size: opt.BatchSize = 16,
     device: opt.Device = opt.DEVICE,
     dtype: opt.Dtype = opt.DTYPE,
     revision: opt.Revision = None,

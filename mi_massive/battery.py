@@ -76,7 +76,7 @@ def load_tasks(
 def run_battery(
     model: HookedModel,
     *,
-    n_examples: int = 12,
+    n_examples: int = 10,
     batch_size: int = 8,
     cells: Path | None = None,
     on_progress: Callable[[int], None] | None = None,

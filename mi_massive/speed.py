@@ -42,7 +42,7 @@ _ALONE: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SpeedResult:
-    """Times and peak memory of the ways to get norms of queries, keys and values."""
+    """Times of the ways to get norms of queries, keys and values."""
 
     ways: tuple[str, ...]
     seconds: Float[Tensor, "round way"] = field(repr=False)
@@ -57,12 +57,19 @@ class SpeedResult:
     """Prompts of the one batch that is timed."""
     n_tokens: int
     """Tokens of each timed prompt."""
-    peak_mb: dict[str, float]
+    n_threads: int
+    provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeakMemoryResult:
+    """Peak memory of the plain forward pass, of its body and of a capture, on one long prompt."""
+
+    ways: tuple[str, ...]
+    peak_mb: tuple[float, ...]
     """On a CPU the largest resident memory of a fresh process, weights included; on a GPU the
     largest memory that torch allocated there. MiB."""
-    n_tokens_peak: int
-    """Tokens of the prompt whose peak memory was taken."""
-    n_threads: int
+    n_tokens: int
     provenance: Provenance
 
 
@@ -72,17 +79,15 @@ def measure_speed(
     n_prompts: int = 1,
     n_tokens: int = 1024,
     n_rounds: int = 9,
-    n_tokens_peak: int = 8192,
     others: Mapping[str, Callable[[], object]] | None = None,
 ) -> SpeedResult:
-    """Time every way of `WAYS` on one batch, and take the peak memory of the first three.
+    """Time every way of `WAYS` on one batch.
 
     Args:
-        model: From `load_model`; for peak memory on a CPU a fresh process loads it by its name.
+        model: From `load_model`.
         n_prompts: Prompts of the batch.
         n_tokens: Tokens of each.
         n_rounds: Rounds after one that is not counted.
-        n_tokens_peak: Tokens of the prompt for peak memory; 0 leaves memory out.
         others: Further ways by name, that do the same on `token_ids(n_tokens, n_prompts)`.
 
     Raises:
@@ -102,10 +107,24 @@ def measure_speed(
         ratios_to_capture=_ratios(seconds, CAPTURE),
         n_prompts=n_prompts,
         n_tokens=n_tokens,
-        peak_mb={way: _peak_mb(model, way, n_tokens_peak) for way in WAYS[:3] if n_tokens_peak},
-        n_tokens_peak=n_tokens_peak,
         n_threads=torch.get_num_threads(),
         provenance=provenance_of(model, tokenize_prompts(None, ids), batch_size=n_prompts),
+    )
+
+
+def measure_peak_memory(model: HookedModel, *, n_tokens: int = 8192) -> PeakMemoryResult:
+    """Peak memory of the first three of `WAYS` on one prompt.
+
+    Args:
+        model: From `load_model`; on a CPU a fresh process a way loads it by its name.
+        n_tokens: Tokens of the prompt.
+    """
+    ways = WAYS[:3]
+    return PeakMemoryResult(
+        ways=ways,
+        peak_mb=tuple(_peak_mb(model, way, n_tokens) for way in ways),
+        n_tokens=n_tokens,
+        provenance=provenance_of(model, tokenize_prompts(None, token_ids(n_tokens)), batch_size=1),
     )
 
 

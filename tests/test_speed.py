@@ -9,7 +9,7 @@ import torch
 from tiny_models import llama
 
 from mi_massive import HookedModel, capture_norms, load_model, load_result, save_result, speed
-from mi_massive.speed import PLAIN, WAYS, SpeedResult, measure_speed
+from mi_massive.speed import PLAIN, WAYS, SpeedResult, measure_peak_memory, measure_speed
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -20,7 +20,7 @@ def fixture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", name="result")
 def fixture_result(folder: Path) -> SpeedResult:
-    return measure_speed(load_model(folder), n_tokens=24, n_rounds=3, n_tokens_peak=0)
+    return measure_speed(load_model(folder), n_tokens=24, n_rounds=3)
 
 
 def test_ratios_are_medians_over_rounds_to_the_plain_forward_pass(result: SpeedResult) -> None:
@@ -40,7 +40,6 @@ def test_ratios_are_medians_over_rounds_to_the_plain_forward_pass(result: SpeedR
 
 def test_the_record_says_what_was_timed(result: SpeedResult, folder: Path, tmp_path: Path) -> None:
     assert (result.n_prompts, result.n_tokens) == (1, 24)
-    assert (result.n_tokens_peak, result.peak_mb) == (0, {})
     assert result.n_threads == torch.get_num_threads()
     again = load_result(save_result(result, tmp_path / "speed.json"))
     assert torch.equal(again.seconds, result.seconds)
@@ -75,6 +74,14 @@ def test_a_planted_allocation_is_seen_in_the_peak_and_not_in_that_of_a_child(fol
     assert 100 < child < peak - 256  # ru_maxrss of the child would be at least ours
 
 
+def test_peak_memory_is_taken_of_the_first_three_ways(folder: Path, tmp_path: Path) -> None:
+    result = measure_peak_memory(load_model(folder), n_tokens=32)
+    assert result.ways == WAYS[:3]
+    assert all(100 < peak < 8192 for peak in result.peak_mb)
+    again = load_result(save_result(result, tmp_path / "memory.json"))
+    assert again.peak_mb == result.peak_mb
+
+
 def test_token_ids_are_the_same_every_time() -> None:
     (ids,) = speed.token_ids(1000)
     assert speed.token_ids(1000) == [ids]
@@ -88,7 +95,6 @@ def test_other_ways_are_timed_in_the_same_rounds(folder: Path) -> None:
         load_model(folder),
         n_tokens=8,
         n_rounds=2,
-        n_tokens_peak=0,
         others={"nap": lambda: calls.append(time.sleep(0.2) or 1)},
     )
     assert result.ways == (*WAYS, "nap")
