@@ -2,8 +2,8 @@
 
 Question: the verdicts of the report's scoreboard, with effect, interval, n and test. C4 and C5 are
 judged on the record of `table1.py`, C6 on that of `conflict.py`, C7 on those of
-`state_quantization.py` and `quantization.py`, C3b, C8e and C9b on that of `twins.py`, where there
-is one.
+`state_quantization.py` and `quantization.py`, C3b, C8e and C9b on those of `twins.py`, where there
+are any.
 Refuted by: what each rule states; a verdict "not supported" is a finding.
 Cost: about three minutes on two cores for the default model and its control.
 Command: python experiments/claims.py
@@ -38,7 +38,8 @@ def main() -> None:
         RECORDS / f"{name}_{short(given.model)}.json"
         for name in ("table1", "conflict", "state_quantization", "quantization")
     )
-    twins = [path for path in [RECORDS / "twins_stdlib_small.json"] if path.exists()]
+    sets = [RECORDS / f"twins_{name}_small.json" for name in ("stdlib", "stdlib_theta", "mixture")]
+    twins = [path for path in sets if path.exists()]
     results = run_study(
         load_model(given.model, device=given.device),
         default_passages(),

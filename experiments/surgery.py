@@ -59,7 +59,7 @@ def main() -> None:
             tasks,
             config=config,
             cells=given.cells,
-            on_progress=counter("cells", total),
+            on_progress=counter("cells", len(arms) * len(tasks)),
         )
         print_result(result)
         record(result, "surgery", name, given)

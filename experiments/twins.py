@@ -9,8 +9,8 @@ Cost: about 25 minutes on two idle cores for the default (four encodings, three 
 `--scale medium` (25 M parameters) wants a GPU with 8 GB, minutes a twin. Finished twins are kept.
 Command: python experiments/twins.py
          python experiments/twins.py --corpus mixture --context 64 --steps 500
-         python experiments/twins.py --arms rope rope_1e2 rope_5e5 partial_50 p_rope qk_norm \
-             interleaved alibi --record twins_stdlib_encodings_small
+         python experiments/twins.py --arms rope rope_1e2 rope_5e5 alibi \
+             --record twins_stdlib_theta_small
          python experiments/twins.py --scale medium --device cuda --dtype bfloat16 --workers 1
 """
 
@@ -40,6 +40,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--corpus", default="stdlib", help="stdlib, mixture or a text file")
     options.add_argument("--steps", type=int, help="instead of the scale's")
+    options.add_argument("--learning-rate", type=float, help="instead of the scale's")
     options.add_argument("--context", type=int, help="tokens of a window, instead of the scale's")
     options.add_argument("--workers", type=int, help="twins that train at once")
     options.add_argument("--device", default="cpu")
@@ -58,7 +59,7 @@ def main() -> None:
         shape=shape,
         n_steps=given.steps or steps,
         batch_size=batch_size,
-        learning_rate=learning_rate,
+        learning_rate=given.learning_rate or learning_rate,
     )
     result = train_twins(
         config,

@@ -15,6 +15,7 @@ from mi_massive.norms import SiteSums
 from mi_massive.rope import RotaryGeometry
 
 _CHUNK = 512
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +67,20 @@ def sum_rotary_states(
     back = [_zeros(states), _zeros(states), _zeros(states[..., :start])]
     for chunk in _chunks(states):
         counted, after = weights.counted[:, chunk], weights.after_first[:, chunk]
-        # Members of a pair lie in the two halves of `part`, whatever the model's layout.
-        part = _split_pairs(_kept(states, chunk, weights), rotary)
-        energy = part.square()
-        length = energy[..., :n] + energy[..., n:start]
-        inverse = torch.where(length > 0, length, torch.inf).rsqrt_().repeat(1, 1, 1, 2)
+        # Members of a pair lie in the two halves of `part`, whatever the model's layout. It is
+        # contiguous, lest every product below copies its operand.
+        part = _split_pairs(_kept(states, chunk, weights), rotary).contiguous()
         turned = _turn_back(part, turns[:, chunk], n)
-        for sums, value, square in ((rotated, part, energy), (back, turned, turned.square())):
-            sums[0] += _weighted_sum(square, counted)
+        first, second = part[..., :n], part[..., n:start]
+        length = first.square().addcmul_(second, second)
+        inverse = length.clamp_min_(_TINY).rsqrt_()  # a pair of zeros stays one
+        scratch = torch.empty_like(part)
+        for sums, value in ((rotated, part), (back, turned)):
+            sums[0] += _weighted_sum(torch.mul(value, value, out=scratch), counted)
             sums[1] += _weighted_sum(value, counted)
-            sums[2] += _weighted_sum(value[..., :start] * inverse, after)
+            for half in (slice(0, n), slice(n, start)):
+                torch.mul(value[..., half], inverse, out=scratch[..., half])
+            sums[2] += _weighted_sum(scratch[..., :start], after)
     # A factor that the model applies on top of the turn is no part of the states before it.
     unscaled = torch.ones(states.shape[-1], device=states.device)
     unscaled[:start] = 1 / rotary.factor

@@ -61,7 +61,11 @@ def report_command(
         typer.Option(help="Saved result of `mi-massive surgery` on this model, to show as well."),
     ] = None,
     twins: Annotated[
-        list[Path] | None, typer.Option(help="Saved result of `mi-massive twins` to show as well.")
+        list[Path] | None,
+        typer.Option(
+            help="Saved result of `mi-massive twins` to show as well; of several the first judges "
+            "C3b and C9b, all judge C8e."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a report of another model in the folder.")

@@ -1,5 +1,7 @@
 """C3b, C8e and C9b: which estimates of trained twins decide them, and what they say in words."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
@@ -13,10 +15,14 @@ from mi_massive.twin_results import TwinsResult
 _ROTATED: tuple[Projection, ...] = ("q", "k")
 
 
-def twin_findings(result: TwinsResult | None) -> list[Finding]:
-    """What twins say about cause, frequencies and first layer; none say nothing."""
-    if result is None:
+def twin_findings(results: Sequence[TwinsResult]) -> list[Finding]:
+    """What twins say about cause, frequencies and first layer; none say nothing.
+
+    The first set says what causes the concentration, every set on which frequencies it lies.
+    """
+    if not results:
         return []
+    result = results[0]
     arms = result.config.arms
     rotating = [arm for arm in arms if TWIN_ARMS[arm].rotates]
     others = [arm for arm in arms if not TWIN_ARMS[arm].rotates]
@@ -26,11 +32,14 @@ def twin_findings(result: TwinsResult | None) -> list[Finding]:
     arm = "rope" if "rope" in rotating else rotating[0]
     whole = {o: [result.contrast(p, arm=arm, against=o) for p in _ROTATED] for o in others}
     first = {o: [result.contrast(p, arm=arm, against=o, layer=0) for p in _ROTATED] for o in others}
-    full = [a for a in rotating if TWIN_ARMS[a].encoding == "rope"] or [arm]
-    slow = {a: [result.slow_share(a, p) for p in _ROTATED] for a in full}
+    slow = [_slow_shares(each) for each in results]
+    frequencies = " ".join(
+        _frequencies(each, shares) for each, shares in zip(results, slow, strict=True) if shares
+    )
+    rest = _other_rotations(result, [a for a in rotating if a != arm], others[-1])
     return [
-        ("C3b", _flat(whole), f"{_said(result, arm, whole)} {_in_values(result, arm)}"),
-        ("C8e", _flat(slow), _frequencies(result, slow)),
+        ("C3b", _flat(whole), f"{_said(result, arm, whole)} {_in_values(result, arm)}{rest}"),
+        ("C8e", [e for shares in slow for e in _flat(shares)], frequencies),
         (
             "C9b",
             _flat(first),
@@ -58,6 +67,23 @@ def _said(
     )
 
 
+def _slow_shares(result: TwinsResult) -> dict[str, list[Estimate]]:
+    """Of each arm that rotates the whole head, for queries and keys."""
+    arms = [a for a in result.config.arms if TWIN_ARMS[a].encoding == "rope"]
+    return {a: [result.slow_share(a, p) for p in _ROTATED] for a in arms}
+
+
+def _other_rotations(result: TwinsResult, arms: list[str], against: str) -> str:
+    parts = [
+        f"{TWIN_ARMS[a].statement} {q.effect:.2f} (q) and {k.effect:.2f} (k)"
+        for a in arms
+        for q, k in [[result.contrast(p, arm=a, against=against) for p in _ROTATED]]
+    ]
+    if not parts:
+        return ""
+    return f" Other rotations over {TWIN_ARMS[against].statement}: {'; '.join(parts)}."
+
+
 def _in_values(result: TwinsResult, arm: str) -> str:
     q, k = (result.excess(projection, arm=arm) for projection in _ROTATED)
     return f"Over its own values: {q.effect:.2f} (q) and {k.effect:.2f} (k)."
@@ -72,7 +98,8 @@ def _frequencies(result: TwinsResult, slow: dict[str, list[Estimate]]) -> str:
     )
     return (
         f"Heads whose largest dimension makes no full turn within the context of "
-        f"{result.config.shape.context} tokens: {parts}."
+        f"{result.config.shape.context} tokens, trained on "
+        f"{result.provenance.settings['corpus']}: {parts}."
     )
 
 

@@ -103,7 +103,11 @@ class _Training:
         start, failure = self._resume(), None
         for step in range(start, self.config.n_steps + 1):
             if (step in self.config.steps and step != start) or step == 0:
-                self._measure(self.config.steps.index(step))
+                held_out = _loss(self.held.plain, self.windows, self.device).detach().cpu()
+                if not math.isfinite(held_out):  # the last step can have broken the weights
+                    failure = self._diverged("held-out loss", float(held_out), step)
+                    break
+                self._measure(self.config.steps.index(step), held_out)
                 self._save(step)
             if on_progress is not None:
                 on_progress(self._progress(step))
@@ -111,12 +115,15 @@ class _Training:
                 break
             loss = self._train(step)
             if not math.isfinite(loss):
-                failure = (
-                    f"the loss became {loss} at step {step}; train with a lower learning rate than "
-                    f"{self.config.learning_rate}"
-                )
+                failure = self._diverged("loss", loss, step)
                 break
         return self._result(failure)
+
+    def _diverged(self, what: str, value: float, step: int) -> str:
+        return (
+            f"the {what} became {value} at step {step}; train with a lower learning rate than "
+            f"{self.config.learning_rate}"
+        )
 
     def _train(self, step: int) -> float:
         config = self.config
@@ -136,7 +143,7 @@ class _Training:
         return float(loss.detach())
 
     @torch.no_grad()
-    def _measure(self, row: int) -> None:
+    def _measure(self, row: int, held_out: Tensor) -> None:
         ids = cast("list[list[int]]", self.windows.ids.tolist())
         norms = capture_norms(self.held, ids)
         prompts = TokenizedPrompts(
@@ -145,7 +152,7 @@ class _Training:
         effects = measure_effects(self.held, prompts, {})
         scores = _scores(self.held, self.windows, self.device)
         measured = {
-            "loss": _loss(self.held.plain, self.windows, self.device).cpu(),
+            "loss": held_out,
             "q": norms.q,
             "k": norms.k,
             "v": norms.v,

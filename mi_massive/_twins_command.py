@@ -35,16 +35,26 @@ def twins_command(
     d_head: Annotated[int, typer.Option(min=8, help="Dimensions of a head.")] = 32,
     context: Annotated[int, typer.Option(min=8, help="Tokens of a window.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows of a batch.")] = 16,
+    learning_rate: Annotated[
+        float, typer.Option(min=0.0, help="Peak of the warm-up; lower it where a twin diverges.")
+    ] = 3e-3,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Twins that train at once; the cores if left out.")
+        int | None,
+        typer.Option(min=1, help="Twins that train at once; left out: the cores, one on a GPU."),
     ] = None,
     device: opt.Device = opt.DEVICE,
-    dtype: opt.Dtype = opt.DTYPE,
+    dtype: Annotated[
+        str,
+        typer.Option(help="Of the arithmetic: float32 or bfloat16; weights stay in float32."),
+    ] = opt.DTYPE,
     save: opt.Save = None,
     quiet: opt.Quiet = False,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Train twins that differ in their position encoding alone (C3, C8, C9)."""
+    """Train twins that differ in their position encoding alone (C3, C8, C9).
+
+    Exit status 1 if one of them diverged.
+    """
     opt.require_savable(save)
     opt.require_writable("--folder", folder)
 
@@ -57,6 +67,7 @@ def twins_command(
         shape=TwinShape(n_layers=layers, n_heads=heads, d_head=d_head, context=context),
         n_steps=steps,
         batch_size=batch_size,
+        learning_rate=learning_rate,
     )
     with twins_progress(len(config.arms) * seeds, steps, quiet=quiet) as show:
         result = train_twins(
@@ -82,6 +93,8 @@ def twins_command(
             typer.echo(f"{run}: {why}", err=True)
     if save is not None:
         save_result(result, save)
+    if result.failures:
+        raise typer.Exit(1)
 
 
 def read_twins(paths: list[Path]) -> list[Any]:

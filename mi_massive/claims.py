@@ -87,7 +87,7 @@ def scoreboard(
     conflict: ConflictResult | None = None,
     quantization: StateQuantizationResult | None = None,
     quantized: QuantizationResult | None = None,
-    twins: TwinsResult | None = None,
+    twins: Sequence[TwinsResult] = (),
 ) -> ScoreboardResult:
     """Judge the claims on one model.
 
@@ -104,7 +104,8 @@ def scoreboard(
         conflict: Of the same model; without it C6 has no row.
         quantization: Of the same model; without it C7a and C7b have no row.
         quantized: Of the same model; without it C7c and C7d have no row.
-        twins: Small models of their own; without them C3b, C8e and C9b have no row.
+        twins: Sets of small models of their own: the first judges C3b and C9b, all together C8e;
+            without them these have no row.
 
     Returns:
         One row a claim, some in parts.

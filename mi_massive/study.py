@@ -73,7 +73,7 @@ def run_study(
         quantization: Of the same model, from `run_state_quantization`, for C7 and its section.
         quantized: Of the same model, from `compare_quantized`, for C7 and the same section.
         surgery: Of the same model, from `run_surgery`, for its section.
-        twins: From `train_twins`; the first judges C3b, C8e and C9b, all have a section.
+        twins: From `train_twins`; the first judges C3b and C9b, all judge C8e and have a section.
         notes: Sentences for the reader beside the study's own, see `ReportResults.notes`.
         config: Defaults throughout if left out.
         on_progress: Called with the number of prompts finished since the last call, of the model
@@ -116,7 +116,7 @@ def run_study(
             conflict=conflict,
             quantization=quantization,
             quantized=quantized,
-            twins=next(iter(twins), None),
+            twins=twins,
         ),
         concentration=concentrated,
         bands=banded,

@@ -34,6 +34,8 @@ from mi_massive.twin_runs import (
 
 CHANCE: Final = 1 / N_VALUES
 """Of a question of the mixture: one value of 16."""
+_LEAST_RISE: Final = math.log(1.25)
+"""Of log max/mean, for it to have risen at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -131,13 +133,22 @@ class TwinsResult:
         return student_estimate(np.array(logs), n_of="seeds", geometric=True)
 
     def halfway(self, arm: str, what: Projection | str) -> list[float]:
-        """Step at which each seed's curve has made half of its way; NaN where it went nowhere.
+        """Step at which each seed's curve has made half of its way; NaN where it did not rise.
+
+        A rise of max/mean is one by a quarter; the attention sink must at least double what random
+        weights give the first token, which is about uniform attention.
 
         Args:
             arm: Name of the arm.
             what: `q`, `k` or `v` for log max/mean, or `sink`.
         """
-        return [halfway(self.steps, curve_of(run, what)) for run in self.of(arm)]
+        curves = [curve_of(run, what) for run in self.of(arm)]
+        return [
+            halfway(
+                self.steps, curve, least_rise=float(curve[0]) if what == "sink" else _LEAST_RISE
+            )
+            for curve in curves
+        ]
 
     def order(self, arm: str = "rope", projection: Projection = "k") -> Estimate:
         """How much later the sink is half there than the concentration, as a ratio of steps.

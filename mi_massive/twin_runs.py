@@ -55,7 +55,7 @@ class TwinsConfig:
     def steps(self) -> tuple[int, ...]:
         """Measured steps: 0 (the null), then log-spaced to the last."""
         spread = np.geomspace(min(20, self.n_steps), self.n_steps, self.n_measured)
-        return (0, *sorted({round(float(step)) for step in spread}))
+        return (0, *sorted({*(round(float(step)) for step in spread), self.n_steps}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -140,15 +140,21 @@ def at_loss(run: TwinRun, curve: Float[np.ndarray, "step"], level: float) -> flo
 
     NaN for a run that stopped early, or that never had so high a loss.
     """
-    loss = np.minimum.accumulate(run.loss.numpy())
+    loss = run.loss.numpy()
     if run.failure is not None or not level <= loss[0]:
         return math.nan
-    return float(np.interp(-level, -loss, curve))
+    falling = np.append(True, loss[1:] < np.minimum.accumulate(loss)[:-1])
+    return float(np.interp(-level, -loss[falling], curve[falling]))
 
 
-def halfway(steps: tuple[int, ...], curve: Float[np.ndarray, "step"]) -> float:
-    """Step, between measured ones on a log axis, at which half of the rise is first made."""
-    if not np.isfinite(curve).all() or curve[-1] - curve[0] <= 0:
+def halfway(
+    steps: tuple[int, ...], curve: Float[np.ndarray, "step"], *, least_rise: float
+) -> float:
+    """Step, between measured ones on a log axis, at which half of the rise is first made.
+
+    NaN where the whole rise is below `least_rise`: what did not appear has no date.
+    """
+    if not np.isfinite(curve).all() or curve[-1] - curve[0] < least_rise:
         return math.nan
     middle = (curve[0] + curve[-1]) / 2
     after = int(np.argmax(curve >= middle))

@@ -12,7 +12,7 @@ from mi_massive._twin_claims import twin_findings
 from mi_massive.claims import scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
 from mi_massive.twin_results import TwinsResult
-from mi_massive.twin_runs import TwinRun, concentration_of, halfway
+from mi_massive.twin_runs import TwinRun, TwinsConfig, at_loss, concentration_of, halfway
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,26 @@ def test_the_half_way_step_lies_between_measured_steps() -> None:
 
 def test_a_rise_within_the_first_measured_step_is_dated_from_step_one() -> None:
     curve = torch.tensor([0.0, 1.0, 1.0, 1.0]).numpy()
-    assert halfway(STEPS, curve) == pytest.approx(math.sqrt(20))
+    assert halfway(STEPS, curve, least_rise=0.5) == pytest.approx(math.sqrt(20))
+
+
+def test_what_did_not_appear_has_no_date() -> None:
+    faint = torch.tensor([[0.035] * 2, [0.035] * 2, [0.04] * 2, [0.05] * 2])
+    result = with_runs(rope=[twin_run(sink=faint)], none=[twin_run("none", sink=2 * faint)])
+    assert math.isnan(result.halfway("rope", "sink")[0])  # it did not double
+    curve = torch.tensor([0.0, 0.1, 0.15, 0.2]).numpy()
+    assert math.isnan(halfway(STEPS, curve, least_rise=math.log(1.25)))
+
+
+def test_a_loss_that_rises_again_is_read_where_it_first_fell() -> None:
+    run = twin_run(loss=torch.tensor([5.0, 3.0, 2.0, 2.5]))
+    curve = torch.tensor([0.0, 1.0, 2.0, 9.0]).numpy()
+    assert at_loss(run, curve, 2.0) == 2.0
+    assert at_loss(run, curve, 4.0) == pytest.approx(0.5)
+
+
+def test_the_last_step_is_always_measured() -> None:
+    assert TwinsConfig(n_steps=1000, n_measured=1).steps == (0, 20, 1000)
 
 
 def test_the_order_of_concentration_and_sink() -> None:
@@ -184,7 +203,7 @@ def test_twins_judge_cause_frequencies_and_first_layer(observed: ConcentrationRe
         for seed, peak in enumerate((3.9, 4.0, 4.1))
     ]  # fmt: skip
     result = with_runs(rope=grown, none=[twin_run("none", seed) for seed in range(3)])
-    board = scoreboard(observed, twins=result)
+    board = scoreboard(observed, twins=[result])
     verdicts = {claim.id: claim.verdict for claim in board.claims}
     assert [id for id in verdicts if id.startswith(("C3", "C8e", "C9"))] == [
         *("C3", "C3b", "C8e", "C9", "C9b")
@@ -202,13 +221,35 @@ def test_equal_twins_do_not_support_the_cause(observed: ConcentrationResult) -> 
         for seed, peak in enumerate((1.24, 1.25, 1.26))
     ]  # fmt: skip
     result = with_runs(rope=same, none=[twin_run("none", seed) for seed in range(3)])
-    board = scoreboard(observed, twins=result)
+    board = scoreboard(observed, twins=[result])
     assert {c.id: c.verdict for c in board.claims}["C3b"] == "not supported"
 
 
 def test_twins_of_one_kind_are_inconclusive_and_none_are_silent() -> None:
     config = dataclasses.replace(CONFIG, arms=("rope",))
     alone = twins_result(runs=tuple(twin_run(seed=s) for s in range(3)), config=config)
-    assert all(estimates == [] for _, estimates, _ in twin_findings(alone))
-    assert "not both with and without RoPE" in twin_findings(alone)[0][2]
-    assert twin_findings(None) == []
+    assert all(estimates == [] for _, estimates, _ in twin_findings([alone]))
+    assert "not both with and without RoPE" in twin_findings([alone])[0][2]
+    assert twin_findings([]) == []
+
+
+def test_the_first_set_judges_the_cause_and_all_sets_the_frequencies() -> None:
+    first, second = (
+        with_runs(
+            rope=[twin_run(seed=seed) for seed in range(3)],
+            none=[twin_run("none", seed) for seed in range(3)],
+        )
+        for _ in range(2)
+    )
+    alone, both = ({f[0]: f for f in twin_findings(s)} for s in ([first], [first, second]))
+    assert len(both["C3b"][1]) == len(alone["C3b"][1]) == 2
+    assert (len(alone["C8e"][1]), len(both["C8e"][1])) == (2, 4)
+    assert both["C8e"][2].count("makes no full turn") == 2
+
+
+def test_other_rotations_are_named_beside_the_whole_head() -> None:
+    config = dataclasses.replace(CONFIG, arms=("rope", "partial_25", "none"))
+    runs = tuple(twin_run(arm, seed) for arm in config.arms for seed in range(3))
+    result = twins_result(runs=runs, config=config)
+    reading = twin_findings([result])[0][2]
+    assert "Other rotations over no position encoding: RoPE on 25 %" in reading

@@ -311,6 +311,15 @@ def test_a_real_divergence_is_found(tmp_path: Path) -> None:
     assert "the loss became nan at step" in result.failures["rope, seed 0"]
 
 
+def test_a_divergence_in_a_measured_step_stops_that_arm_alone(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        CONFIG, arms=("rope",), n_seeds=1, learning_rate=1e33, n_steps=2, n_measured=2
+    )
+    result = train_twins(config, folder=tmp_path, n_workers=1)
+    assert "held-out loss became nan at step 2" in result.failures["rope, seed 0"]
+    assert "lower learning rate than 1e+33" in result.failures["rope, seed 0"]
+
+
 def test_a_full_disk_is_an_error_and_keeps_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

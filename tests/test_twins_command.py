@@ -33,6 +33,14 @@ def test_twins_are_trained_saved_and_taken_from_the_folder(run: Run, tmp_path: P
     )
 
 
+def test_a_twin_that_diverges_is_named_and_fails_the_command(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("twins", *SMALL, "--folder", tmp_path, "--learning-rate", 1e33)
+    assert status == 1
+    assert "Twins after 4 steps" in out
+    assert "rope, seed 0: the" in err
+    assert "lower learning rate than 1e+33" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
