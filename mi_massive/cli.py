@@ -28,7 +28,7 @@ from mi_massive.axes import PROJECTIONS
 from mi_massive.bands import BandsConfig, bands
 from mi_massive.concentration import ConcentrationConfig, concentration
 from mi_massive.models.wheel import DEFAULT_MODEL
-from mi_massive.records import save_result
+from mi_massive.records import package_versions, save_result
 from mi_massive.symmetry import SymmetryConfig, symmetry
 
 _CONCENTRATION, _BANDS, _SYMMETRY = ConcentrationConfig(), BandsConfig(), SymmetryConfig()
@@ -42,6 +42,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool | None) -> None:
+    if wanted:
+        typer.echo(f"mi-massive {package_versions()['mi-massive']}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool | None,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = None,
+) -> None:
+    """Measure concentrated massive values in attention queries and keys."""
 
 
 def main() -> None:

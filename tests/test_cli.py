@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,12 @@ def test_without_a_model_the_default_model_is_taken(
 def test_without_a_command_the_help_is_shown(run: Run) -> None:
     answer = run()
     assert all(command in answer.out + answer.err for command in COMMANDS)
+
+
+def test_the_version_is_that_of_the_package(run: Run) -> None:
+    status, out, err = run("--version")
+    assert (status, err) == (0, "")
+    assert out == f"mi-massive {version('mi-massive')}\n"
 
 
 def test_models_lists_built_in_names_and_families(run: Run) -> None:

@@ -1399,6 +1399,37 @@ class TestHooks:
                 assert_near(actual[real], expected[real], 1e-4)
             assert far_apart(expected[real], logits_of(model, ids, mask)[real])
 
+    def test_hooks_of_ones_own_run_beside_those_of_an_edit(
+        self, load: Model, wrapped: Model
+    ) -> None:
+        """In the order of the list, where they share a hook point."""
+        model, ids = load("llama"), token_ids()
+        edited, seen = edit(k=3, kind="zero"), []
+        hooks = disruption_hooks(model, edited)
+        name = next(name for name, _ in hooks if "rot_k" in name or "hook_k" in name)
+
+        def mine(keys: Tensor, hook: Any) -> None:
+            seen.append(int((keys == 0).sum()))
+
+        for held in (model, wrapped("llama")):
+            before = held.run_with_hooks(ids, fwd_hooks=[(name, mine), *hooks])
+            after = held.run_with_hooks(ids, fwd_hooks=[*hooks, (name, mine)])
+            assert_near(before, after, 1e-5)
+        with disrupt(model, edited):
+            assert_near(after, logits_of(model, ids), 1e-4)
+        assert [n > 0 for n in seen] == [False, True] * 2
+
+    def test_a_torch_hook_of_ones_own_runs_under_the_context(self, load: Model) -> None:
+        model, seen = load("llama"), []
+        handle = model.plain.base_model.layers[1].register_forward_hook(
+            lambda module, given, output: seen.append(1)
+        )
+        with disrupt(model, edit(k=3)) as edits:
+            logits_of(model, token_ids())
+        handle.remove()
+        assert seen == [1]
+        assert edits.total > 0
+
     def test_sources_serve_hooks_too(self, load: Model, wrapped: Model) -> None:
         model, (ids, mask) = load("llama"), batch(PROMPTS)
         norms, masks = capture_norms(model, PROMPTS), masks_of(model, 3)

@@ -73,8 +73,11 @@ class HookedModel:
     def wrap(cls, model: Any, *, name: str | None = None) -> "HookedModel":
         """Use a `TransformerBridge` or `HookedTransformer` (transformer-lens 3.9) that you hold.
 
-        Every analysis works on it. Attention inputs are read through its hook points, at that
-        library's speed and memory. Weights and tokenizer are as you hold them:
+        Captures, the analyses of norms, patching and your own hooks work on it, and edits as
+        `disruption_hooks`. `disrupt` and what asks tasks under it (`evaluate`, `run_disruption`,
+        surgery, quantization) need the plain transformers model, which `load_model` keeps.
+        Attention inputs are read through its hook points, at that library's speed and memory.
+        Weights and tokenizer are as you hold them:
         `HookedTransformer` by default prepends BOS to texts and folds the bias of v into the
         output, which `load_model` does not.
 
