@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mi_massive import FamiliesResult, ScoreboardResult, TwinsResult, load_result
+from mi_massive.command_speed import CommandSpeedResult
 from mi_massive.models.wheel import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +86,10 @@ def test_a_record_loads_and_names_a_model_of_this_package(record: Path) -> None:
         for name, row in rows.items():
             assert row.provenance is not None
             assert row.provenance.revision == BUILT_IN[name].requirement
+        return
+    if isinstance(result, CommandSpeedResult):
+        assert record.stem.startswith("speed_")
+        assert result.versions["torch"]
         return
     if "_twin_" in record.stem:
         assert result.provenance.model.startswith("twin ")
