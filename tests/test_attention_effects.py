@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, token_ids
 from torch import Tensor
 
 from mi_massive import attention_effects
