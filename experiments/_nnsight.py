@@ -1,7 +1,7 @@
 """The norms of rotated queries and keys and of values in nnsight, in an environment of its own.
 
-nnsight and TransformerLens want different versions of transformers, so the Python of another
-environment runs this file: it loads the model, then does the same work each time that it is asked.
+This package does not need nnsight, so the Python of an environment that holds nnsight, accelerate
+and torch runs this file: it loads the model, then does the same work each time that it is asked.
 """
 
 import json
@@ -15,7 +15,7 @@ class NnsightCapture:
     """A process of another environment that captures norms when it is called.
 
     Args:
-        python: The interpreter of an environment that holds nnsight and torch.
+        python: The interpreter of that environment.
         folder: The model, as a Hugging Face folder.
         ids: The batch, prompts of one length.
         n_threads: Threads of torch, as here.
@@ -98,8 +98,8 @@ def serve() -> None:
     reply({name: version(name) for name in names})
     for line in sys.stdin:
         sums = capture()
-        norms = [total.sqrt().flatten().tolist() for total in sums]
-        reply(norms if json.loads(line) == "norms" else len(norms))
+        wanted = json.loads(line) == "norms"  # else only the work is
+        reply([total.sqrt().flatten().tolist() for total in sums] if wanted else len(sums))
 
 
 if __name__ == "__main__":

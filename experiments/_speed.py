@@ -44,7 +44,7 @@ SHAPES = {
 
 
 def model_of(given: argparse.Namespace) -> HookedModel:
-    """The model that is asked for, or one of its shape with random weights."""
+    """The model that is asked for, or random weights of a shape behind that one's tokenizer."""
     dtype = getattr(torch, given.dtype)
     if given.shape is None:
         return load_model(given.model, device=given.device, dtype=dtype)
@@ -52,10 +52,12 @@ def model_of(given: argparse.Namespace) -> HookedModel:
     config = SHAPES[given.shape]
     with torch.device(given.device):
         model: Any = LlamaForCausalLM._from_config(config, dtype=dtype)
-    folder = Path(tempfile.mkdtemp())
-    config.save_pretrained(folder)
+    folder = Path(tempfile.mkdtemp())  # read when hook points are first asked for
+    tokenizer: Any = load_model(given.model).tokenizer
+    for part in (config, tokenizer):
+        part.save_pretrained(folder)
     return HookedModel.from_transformers(
-        model.eval(), None, name=given.shape, folder=folder, weights_note="random weights"
+        model.eval(), tokenizer, name=given.shape, folder=folder, weights_note="random weights"
     )
 
 

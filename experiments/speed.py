@@ -8,8 +8,8 @@ times those of the published way? Is a grid of patches 4 times as fast as Transf
 with the same effects to 1e-5? Does the import take at most 1.05 times that of transformer_lens, and
 the default report at most 8 minutes?
 Refuted by: a median beyond these bounds.
-Cost: on two cores and the default model about a quarter of an hour, and as much again for the
-memory at 32768 tokens. Timings want an idle machine; patches are counted in CPU time.
+Cost: on two cores and the default model an hour without, and half an hour for, the memory at 32768
+tokens. Timings want an idle machine; patches are counted in CPU time.
 Command: python experiments/speed.py --nnsight OTHER_ENVIRONMENT/bin/python
 """
 
@@ -40,6 +40,8 @@ def main() -> None:
     given = options.parse_args()
     if given.shape is not None and given.nnsight is not None:
         options.error("--nnsight reads the files of --model; leave out --shape")
+    if given.shape is not None and given.device == "cpu" and "memory" in given.what:
+        options.error("--what memory loads --model in a fresh process; leave out --shape or it")
     for what in given.what:
         result = MEASURED[what](given)
         name = short(given.shape or given.model)

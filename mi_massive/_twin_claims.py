@@ -68,9 +68,10 @@ def _said(
 
 
 def _slow_shares(result: TwinsResult) -> dict[str, list[Estimate]]:
-    """Of each arm that rotates the whole head, for queries and keys."""
-    arms = [a for a in result.config.arms if TWIN_ARMS[a].encoding == "rope"]
-    return {a: [result.slow_share(a, p) for p in _ROTATED] for a in arms}
+    """Of each arm with plain RoPE, else of the first that rotates, for queries and keys."""
+    rotating = [a for a in result.config.arms if TWIN_ARMS[a].rotates]
+    plain = [a for a in rotating if TWIN_ARMS[a].encoding == "rope"]
+    return {a: [result.slow_share(a, p) for p in _ROTATED] for a in plain or rotating[:1]}
 
 
 def _other_rotations(result: TwinsResult, arms: list[str], against: str) -> str:

@@ -103,7 +103,7 @@ class _Training:
         start, failure = self._resume(), None
         for step in range(start, self.config.n_steps + 1):
             if (step in self.config.steps and step != start) or step == 0:
-                held_out = _loss(self.held.plain, self.windows, self.device).detach().cpu()
+                held_out = self._held_out_loss()
                 if not math.isfinite(held_out):  # the last step can have broken the weights
                     failure = self._diverged("held-out loss", float(held_out), step)
                     break
@@ -141,6 +141,10 @@ class _Training:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return float(loss.detach())
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> Tensor:
+        return _loss(self.held.plain, self.windows, self.device).cpu()
 
     @torch.no_grad()
     def _measure(self, row: int, held_out: Tensor) -> None:

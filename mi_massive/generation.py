@@ -75,7 +75,7 @@ def generate(
     answering = Answering(model, prompts, max_new_tokens=max_new_tokens, stop=stop)
     answers: list[list[int]] = [[] for _ in prompts]
     for batch in batches(prompts, batch_size, model.device):
-        for row, ids in zip(batch.rows, answering.answer(batch), strict=True):
+        for row, ids in zip(batch.rows, answering.answer(batch)[0], strict=True):
             answers[row] = ids
         if on_progress is not None:
             on_progress(len(batch.rows))
@@ -117,10 +117,12 @@ class Answering:
             pad_token_id=_padding_id(model),
             return_dict_in_generate=True,
         )
-        self._reading: Reading | None = None
 
-    def answer(self, batch: Batch) -> list[list[int]]:
-        """New token ids of each row, without padding and end of text."""
+    def answer(self, batch: Batch) -> tuple[list[list[int]], Reading | None]:
+        """New token ids of each row, without padding and end of text, and what its prompt left.
+
+        None instead of that if the cache cannot be cut back to the prompt.
+        """
         n_prompt, stops, first = batch.input_ids.shape[1], self._stops, _FirstLogits()
         with _without_own_settings(self._plain), stating_prompt(n_prompt):
             output = self._plain.generate(
@@ -130,16 +132,13 @@ class Answering:
                 stopping_criteria=[stops] if stops else None,
                 logits_processor=[first],
             )
-        self._reading = _reading(output.past_key_values, first.logits, n_prompt)
         lengths = stops.take_lengths() if stops else [None] * len(batch.rows)
         new = output.sequences[:, n_prompt:].tolist()
         most = cast(int, self._config.max_new_tokens)
-        return [_until_end(ids, self._ends, n or most) for ids, n in zip(new, lengths, strict=True)]
-
-    def take_reading(self) -> Reading | None:
-        """What reading the last batch's prompts left; None if their cache cannot be cut back."""
-        reading, self._reading = self._reading, None
-        return reading
+        answers = [
+            _until_end(ids, self._ends, n or most) for ids, n in zip(new, lengths, strict=True)
+        ]
+        return answers, _reading(output.past_key_values, first.logits, n_prompt)
 
 
 class _FirstLogits(LogitsProcessor):

@@ -112,11 +112,16 @@ def answer_and_score(
     plain = generating(model)
     answers: list[list[int]] = [[] for _ in prompts]
     found: list[list[TokenScores]] = [[] for _ in prompts]
-    for batch, own in _batches(model, prompts, continuations, batch_size):
-        for row, ids in zip(batch.rows, answering.answer(batch), strict=True):
+
+    def answered_and_scored(batch: Batch, own: list[Rows]) -> list[list[TokenScores]]:
+        # Its cache is gone before that of the next batch is made.
+        new, reading = answering.answer(batch)
+        for row, ids in zip(batch.rows, new, strict=True):
             answers[row] = ids
-        scores = _score(plain, batch, own, answering.take_reading() or _read(plain, batch))
-        _put(found, batch, scores, on_progress)
+        return _score(plain, batch, own, reading or _read(plain, batch))
+
+    for batch, own in _batches(model, prompts, continuations, batch_size):
+        _put(found, batch, answered_and_scored(batch, own), on_progress)
     return answers, found
 
 

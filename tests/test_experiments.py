@@ -1,5 +1,6 @@
 """Experiments are short scripts that say what would refute them, and their records can be read."""
 
+import argparse
 import ast
 import importlib.util
 import math
@@ -11,10 +12,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from mi_massive import FamiliesResult, ScoreboardResult, TwinsResult, load_result
 from mi_massive.command_speed import CommandSpeedResult
-from mi_massive.models.wheel import BUILT_IN
+from mi_massive.models.wheel import BUILT_IN, DEFAULT_MODEL
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -70,6 +72,33 @@ def test_help_works(script: Path, monkeypatch: Any, capsys: pytest.CaptureFixtur
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code in (0, None)
     assert "usage: " in capsys.readouterr().out
+
+
+def test_a_shape_with_random_weights_can_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    speed = load(EXPERIMENTS / "_speed.py")
+    small = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=49152,  # of the tokenizer
+        rope_theta=500000.0,
+    )
+    monkeypatch.setitem(speed.SHAPES, "llama-3-8b", small)
+    given = argparse.Namespace(
+        model=DEFAULT_MODEL,
+        shape="llama-3-8b",
+        device="cpu",
+        dtype="bfloat16",
+        rounds=2,
+        nnsight=None,
+    )
+    result = speed.capture(given, n_prompts=2, n_tokens=16)
+    assert result.provenance.weights_note == "random weights"
+    assert result.provenance.dtype == "bfloat16"
+    assert bool((result.seconds > 0).all())
 
 
 @each_record

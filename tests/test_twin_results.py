@@ -247,6 +247,14 @@ def test_the_first_set_judges_the_cause_and_all_sets_the_frequencies() -> None:
     assert both["C8e"][2].count("makes no full turn") == 2
 
 
+def test_without_plain_rope_the_first_rotation_judges_the_frequencies() -> None:
+    config = dataclasses.replace(CONFIG, arms=("partial_25", "none"))
+    runs = tuple(twin_run(arm, seed) for arm in config.arms for seed in range(3))
+    found = {f[0]: f for f in twin_findings([twins_result(runs=runs, config=config)])}
+    assert len(found["C8e"][1]) == 2
+    assert "RoPE on 25 %" in found["C8e"][2]
+
+
 def test_other_rotations_are_named_beside_the_whole_head() -> None:
     config = dataclasses.replace(CONFIG, arms=("rope", "partial_25", "none"))
     runs = tuple(twin_run(arm, seed) for arm in config.arms for seed in range(3))
