@@ -71,10 +71,10 @@ def wait_for_cells(folder: Path, n: int) -> None:
 
 
 def children(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
-    )
-    return [int(child) for child in listed.stdout.split()]
+    command = ["ps", "-o", "pid=", "--ppid", str(pid)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ps:
+        listed, _ = ps.communicate()
+    return [int(child) for child in listed.split() if int(child) != ps.pid]
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def test_of_two_worker_processes_one_is_killed_and_no_finished_cell_is_lost(
     others = set(children(os.getpid()))
 
     def strike() -> None:
-        os.kill(min(set(children(os.getpid())) - others), signal.SIGKILL)  # the largest is ps
+        os.kill(min(set(children(os.getpid())) - others), signal.SIGKILL)
 
     with struck(tmp_path, strike) as before:
         run_sweep(grid, tmp_path, engine=ProcessEngine(workers=2))
