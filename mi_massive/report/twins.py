@@ -1,5 +1,7 @@
 """The section on twins: models that differ in their position encoding alone, as they train."""
 
+import math
+
 from mi_massive.report import text
 from mi_massive.report.pictures import picture
 from mi_massive.report.section import Section
@@ -63,7 +65,7 @@ def arms_table(result: TwinsResult) -> Table:
     return Table(
         caption=(
             "Trained twins (mean and 95 % interval over seeds; max/mean is a geometric mean over "
-            "heads and layers; half way: step of each seed; sink after k: ratio of these steps, "
+            "heads and layers; half way: step of each seed that rose; sink after k: ratio of these steps, "
             "above 1 where k concentrates before the first token draws attention)"
         ),
         head=(
@@ -201,4 +203,6 @@ def abilities_table(result: TwinsResult) -> Table:
 
 
 def _steps(values: list[float]) -> str:
-    return ", ".join(text.number(round(v)) if v == v else text.UNDEFINED for v in values)
+    if all(math.isnan(value) for value in values):
+        return "did not rise"
+    return ", ".join("none" if math.isnan(v) else text.number(round(v)) for v in values)
