@@ -65,8 +65,8 @@ def arms_table(result: TwinsResult) -> Table:
     return Table(
         caption=(
             "Trained twins (mean and 95 % interval over seeds; max/mean is a geometric mean over "
-            "heads and layers; half way: step of each seed that rose; sink after k: ratio of these steps, "
-            "above 1 where k concentrates before the first token draws attention)"
+            "heads and layers; half way: step of each seed that rose; sink after k: ratio of these "
+            "steps, above 1 where k concentrates before the first token draws attention)"
         ),
         head=(
             *("encoding", "held-out loss", "q over v", "k over v", "first token's attention"),
