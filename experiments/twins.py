@@ -11,6 +11,12 @@ Command: python experiments/twins.py
          python experiments/twins.py --corpus mixture --context 64 --steps 500
          python experiments/twins.py --arms rope rope_1e2 rope_5e5 alibi \
              --record twins_stdlib_theta_small
+         python experiments/twins.py --arms rope rope_1e2 --context 32 --batch-size 64 \
+             --record twins_stdlib_window_32_small
+         python experiments/twins.py --arms rope rope_1e2 --context 512 --batch-size 4 \
+             --record twins_stdlib_window_512_small
+         python experiments/twins.py --arms rope interleaved qk_norm p_rope partial_50 \
+             --record twins_stdlib_variants_small
          python experiments/twins.py --scale medium --device cuda --dtype bfloat16 --workers 1
 """
 
@@ -42,6 +48,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, help="instead of the scale's")
     options.add_argument("--learning-rate", type=float, help="instead of the scale's")
     options.add_argument("--context", type=int, help="tokens of a window, instead of the scale's")
+    options.add_argument("--batch-size", type=int, help="windows a step, instead of the scale's")
     options.add_argument("--workers", type=int, help="twins that train at once")
     options.add_argument("--device", default="cpu")
     options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
@@ -58,7 +65,7 @@ def main() -> None:
         corpus=given.corpus,
         shape=shape,
         n_steps=given.steps or steps,
-        batch_size=batch_size,
+        batch_size=given.batch_size or batch_size,
         learning_rate=given.learning_rate or learning_rate,
     )
     result = train_twins(
