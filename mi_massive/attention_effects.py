@@ -77,6 +77,24 @@ class EffectsResult:
             "added_cross_entropy": _over_prompts(loss[index] - loss[0], null=0.0),
         }
 
+    def to_frame(self) -> Any:
+        """The measures as a data frame (pandas), one row an arm and prompt, means over layers."""
+        import pandas as pd
+
+        sink, kl = self.sink_mass.mean(dim=-1), self.attention_kl.mean(dim=-1)
+        rows = [
+            {
+                "arm": arm,
+                "prompt": prompt,
+                "sink_mass": float(sink[row, prompt]),
+                "attention_kl": float(kl[row, prompt]),
+                "cross_entropy": float(self.cross_entropy[row, prompt]),
+            }
+            for row, arm in enumerate(self.arms)
+            for prompt in range(self.cross_entropy.shape[1])
+        ]
+        return pd.DataFrame(rows)
+
     def added_beyond(self, arm: str, controls: Sequence[str]) -> Estimate:
         """Cross-entropy under an arm minus the mean of others, paired and tested as `of` does."""
         loss = _array(self.cross_entropy)

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mi_massive._checks import require_in_range, require_not_empty
+from mi_massive._columns import seconds_frame
 from mi_massive.records import command_line, package_versions
 from mi_massive.speed import in_turn
 from mi_massive.stats import Estimate, estimate
@@ -46,6 +47,10 @@ class CommandSpeedResult:
     versions: dict[str, str]
     command: str
     """The command that measured."""
+
+    def to_frame(self) -> Any:
+        """Times as a data frame (pandas), one row a way and round."""
+        return seconds_frame(self.ways, self.seconds)
 
 
 def measure_commands(

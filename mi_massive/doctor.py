@@ -5,7 +5,7 @@ batch size, padding and dtype leave the norms alone. Costs a few short forward p
 building of the bridge. Does not show that the weights are right: a wrong checkpoint passes.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import torch
@@ -62,6 +62,12 @@ class DoctorResult:
     def healthy(self) -> bool:
         """True if no check deviates."""
         return all(check.outcome != "deviates" for check in self.checks)
+
+    def to_frame(self) -> Any:
+        """The table as a data frame (pandas), one row a check."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(check) for check in self.checks])
 
 
 def diagnose(model: HookedModel) -> DoctorResult:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from mi_massive._prompt_batches import Rows
+from mi_massive.answers import Answer
 from mi_massive.capture import provenance_of
 from mi_massive.generation import generate
 from mi_massive.interventions import Edits, Intervention, disrupt
@@ -21,7 +22,7 @@ from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
 from mi_massive.records import Provenance
-from mi_massive.scores import Answer, EvaluationConfig, TaskResult
+from mi_massive.scores import EvaluationConfig, TaskResult
 from mi_massive.tasks.base import Example, Task
 from mi_massive.token_scores import TokenScores, answer_and_score, score_continuations
 

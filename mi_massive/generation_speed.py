@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mi_massive._checks import require_in_range
+from mi_massive._columns import seconds_frame
 from mi_massive.capture import provenance_of
 from mi_massive.generation import Rows, generate
 from mi_massive.interventions import disrupt
@@ -56,6 +57,10 @@ class GenerationSpeedResult:
     batch_size: int
     n_threads: int
     provenance: Provenance
+
+    def to_frame(self) -> Any:
+        """Times as a data frame (pandas), one row a way and round."""
+        return seconds_frame(self.ways, self.seconds)
 
 
 def measure_generation_speed(

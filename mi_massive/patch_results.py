@@ -232,3 +232,25 @@ class PatchedPatternsResult:
     corrupted_tokens: tuple[str, ...]
     heads: tuple[PatchedHead, ...]
     provenance: Provenance
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Attention weights, one row a head, query position and key position."""
+        import pandas as pd
+
+        frames = [
+            pd.DataFrame(
+                {
+                    "layer": view.block,
+                    "head": view.head,
+                    "query": torch.arange(view.clean.shape[0]).repeat_interleave(
+                        view.clean.shape[1]
+                    ),
+                    "key": torch.arange(view.clean.shape[1]).repeat(view.clean.shape[0]),
+                    "clean": view.clean.flatten(),
+                    "corrupted": view.corrupted.flatten(),
+                    "patched": view.patched.flatten(),
+                }
+            )
+            for view in self.heads
+        ]
+        return pd.concat(frames, ignore_index=True)

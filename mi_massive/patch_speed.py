@@ -9,12 +9,14 @@ Does not show the speed of another machine or of other prompts: quote the ratio,
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mi_massive._checks import require_in_range
+from mi_massive._columns import seconds_frame
 from mi_massive._patch_runs import answer_tokens
 from mi_massive.models.base import HookedModel
 from mi_massive.models.library_patching import library_effects
@@ -45,6 +47,10 @@ class PatchSpeedResult:
     """Tokens of each prompt."""
     n_threads: int
     provenance: Provenance
+
+    def to_frame(self) -> Any:
+        """Times as a data frame (pandas), one row a way and round."""
+        return seconds_frame(self.ways, self.seconds)
 
 
 def measure_patch_speed(

@@ -10,6 +10,7 @@ Does not show: that a channel matters because it is massive. Set against `norm_m
 rank, it is size that is held nearly equal; against `same_band`, frequency.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -127,6 +128,16 @@ class ProtectionGain:
         return self.gain.effect / self.extra_bits if self.extra_bits else float("nan")
 
 
+def gains_frame(gains: Sequence[ProtectionGain]) -> Any:
+    """Gains as a data frame (pandas), one row a gain."""
+    import pandas as pd
+
+    named = ("by", "bits", "first_kept", "against", "measure", "task", "extra_bits", "per_bit")
+    return pd.DataFrame(
+        [{**{n: getattr(g, n) for n in named}, **estimate_columns("gain", g.gain)} for g in gains]
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateQuantizationResult:
     """Every arm of the factorial on neutral text and on tasks."""
@@ -195,15 +206,7 @@ class StateQuantizationResult:
 
     def gains_frame(self) -> Any:
         """Gains as a data frame (pandas), one row a gain."""
-        import pandas as pd
-
-        named = ("by", "bits", "first_kept", "against", "measure", "task", "extra_bits", "per_bit")
-        return pd.DataFrame(
-            [
-                {**{name: getattr(g, name) for name in named}, **estimate_columns("gain", g.gain)}
-                for g in self.gains
-            ]
-        )
+        return gains_frame(self.gains)
 
     def scores_frame(self) -> Any:
         """Scores as a data frame (pandas), one row a cell."""

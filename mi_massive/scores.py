@@ -8,13 +8,14 @@ Does not show: why a score changed, or that a task measures what its kind says.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from mi_massive._checks import require_in_range
+from mi_massive.answers import Answer
 from mi_massive.proportions import (
     chance_corrected,
     mcnemar_p_value,
@@ -48,44 +49,6 @@ class EvaluationConfig:
         require_in_range("batch_size", self.batch_size, low=1, high=1 << 20, unit="prompts")
         if not self.readouts:
             raise ValueError("readouts must name generation, options or both, got none")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What a model did on one example."""
-
-    id: str
-    group: str
-    condition: str
-    text: str | None
-    """The generated text, whole; None where nothing was generated."""
-    extracted: str | None
-    """The answer found in it."""
-    correct: bool | None
-    legacy_correct: bool | None
-    """Under the published grading; None where a task has none."""
-    log_probs: tuple[float, ...]
-    """Log-probability of each option in nats, summed over its tokens; empty without options."""
-    gold: int | None
-    """Index of the right option."""
-
-    @property
-    def chooses_gold(self) -> bool | None:
-        """True if the right option is more probable than every other one; None without options.
-
-        A tie, or a model that gives NaN, chooses nothing.
-        """
-        if self.gold is None or not self.log_probs:
-            return None
-        return self.logit_diff > 0
-
-    @property
-    def logit_diff(self) -> float:
-        """Log-probability of the right option minus the best other one; NaN without options."""
-        if self.gold is None or not self.log_probs:
-            return math.nan
-        others = [x for index, x in enumerate(self.log_probs) if index != self.gold]
-        return self.log_probs[self.gold] - max(others)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +109,22 @@ class TaskResult:
         """Mean log-probability of the right option minus the best other one, in nats."""
         values = np.array([answer.logit_diff for answer in self.answers])
         return estimate(values, n_of="examples", null=0.0, alternative="two-sided")
+
+    def to_frame(self) -> Any:
+        """Every answer as a data frame (pandas), one row an example."""
+        import pandas as pd
+
+        rows = [
+            {
+                "task": self.task,
+                "kind": self.kind,
+                **asdict(answer),
+                "chooses_gold": answer.chooses_gold,
+                "logit_diff": answer.logit_diff,
+            }
+            for answer in self.answers
+        ]
+        return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

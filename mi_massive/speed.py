@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mi_massive._columns import seconds_frame
 from mi_massive.capture import capture_norms, provenance_of
 from mi_massive.models.base import HookedModel
 from mi_massive.models.load import load_model
@@ -60,6 +61,10 @@ class SpeedResult:
     n_threads: int
     provenance: Provenance
 
+    def to_frame(self) -> Any:
+        """Times as a data frame (pandas), one row a way and round."""
+        return seconds_frame(self.ways, self.seconds)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeakMemoryResult:
@@ -71,6 +76,12 @@ class PeakMemoryResult:
     largest memory that torch allocated there. MiB."""
     n_tokens: int
     provenance: Provenance
+
+    def to_frame(self) -> Any:
+        """Peaks as a data frame (pandas), one row a way."""
+        import pandas as pd
+
+        return pd.DataFrame({"way": self.ways, "peak_mb": self.peak_mb})
 
 
 def measure_speed(

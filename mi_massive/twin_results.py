@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mi_massive._columns import estimate_columns
 from mi_massive._twin_corpora import ABILITIES, N_VALUES
 from mi_massive.axes import PROJECTIONS, Projection
 from mi_massive.records import Provenance
@@ -207,6 +208,25 @@ class TwinsResult:
     def conditions(self) -> tuple[str, ...]:
         """Disruptions of trained twins, `intact` first; an arm may lack some of them."""
         return tuple(dict.fromkeys(name for run in self.runs for name in conditions_of(run)))
+
+    def abilities_frame(self) -> Any:
+        """Scores under disruptions as a data frame, one row an arm, condition and ability."""
+        import pandas as pd
+
+        rows = [
+            {
+                "arm": arm,
+                "condition": condition,
+                "ability": ability,
+                **estimate_columns("right", self.ability(arm, condition, ability)),
+                **estimate_columns("log_prob", self.ability(arm, condition, ability, 1)),
+                **estimate_columns("lost", self.lost(arm, condition, ability)),
+            }
+            for arm in self.config.arms
+            for condition in self.conditions
+            for ability in ABILITIES
+        ]
+        return pd.DataFrame(rows)
 
     def ability(self, arm: str, condition: str, ability: str, measure: int = 0) -> Estimate:
         """A trained twin's score under a disruption; NaN for a corpus of text.

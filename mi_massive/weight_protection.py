@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from mi_massive.evaluation import evaluate_within
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.prompts import TokenizedPrompts
-from mi_massive.protection import Against, Measure, ProtectionGain
+from mi_massive.protection import Against, Measure, ProtectionGain, gains_frame
 from mi_massive.quantization_arms import (
     SEEDED,
     Control,
@@ -118,6 +119,10 @@ class WeightProtectionResult:
     def provenance(self) -> Provenance:
         """Of the model at full precision; the digest is that of the neutral text."""
         return self.effects.provenance
+
+    def to_frame(self) -> Any:
+        """Gains as a data frame (pandas), one row each."""
+        return gains_frame(self.gains)
 
     def gain(
         self,

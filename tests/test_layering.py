@@ -54,7 +54,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # A task knows no model; evaluation joins the two.
     3: (
         "tasks",
-        "scores",
+        *("answers", "scores"),
         "controls",
         "answer_files",
         "evaluation",

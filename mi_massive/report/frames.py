@@ -67,6 +67,18 @@ def _twins(results: ReportResults) -> Any:
     return pd.concat(frames, ignore_index=True) if frames else None
 
 
+def _abilities(results: ReportResults) -> Any:
+    """What disruptions leave of the abilities of trained twins; none for corpora of text."""
+    import pandas as pd
+
+    frames = [
+        result.abilities_frame().assign(corpus=result.provenance.settings["corpus"])
+        for result in results.twins
+        if result.conditions
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else None
+
+
 TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "scoreboard": lambda results: results.scoreboard.to_frame(),
     "concentration": lambda results: results.concentration.to_frame(),
@@ -89,6 +101,7 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "quantized_scores": lambda results: results.quantized and results.quantized.scores_frame(),
     "surgery": lambda results: results.surgery and results.surgery.to_frame(),
     "twins": _twins,
+    "twin_abilities": _abilities,
 }
 """How each table is made, None where the results lack it. A report writes and owns these names and
 no other Parquet file."""

@@ -1,6 +1,7 @@
 """What a sweep kept and lost under faults: the record of an experiment that kills its parts."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mi_massive.records import Provenance
 
@@ -33,3 +34,9 @@ class SweepFaultsResult:
     faults: tuple[SweepFault, ...]
     provenance: Provenance
     """Of the first cell."""
+
+    def to_frame(self) -> Any:
+        """The faults as a data frame (pandas), one row each."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(fault) for fault in self.faults])
