@@ -51,7 +51,7 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, help="windows a step, instead of the scale's")
     options.add_argument("--workers", type=int, help="twins that train at once")
     options.add_argument("--device", default="cpu")
-    options.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    options.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
     options.add_argument("--out", type=Path, default=HERE / "records")
     options.add_argument("--record", help="name of the record, instead of twins_CORPUS_SCALE")

@@ -22,7 +22,7 @@ N_VOCABULARY: Final = 257
 ABILITIES: Final = ("recall", "facts")
 """What the mixture asks: values bound in the window, values bound in all windows alike."""
 
-_MAX_BYTES: Final = 1 << 24
+_MAX_BYTES: Final = 1 << 30
 _STRIDE: Final = 1_000_003
 _N_NAMES: Final = 8
 N_VALUES: Final = 16
@@ -131,7 +131,8 @@ def load_corpus(source: Literal["stdlib", "mixture"] | Path, *, context: int) ->
         context: Tokens of a window; the held-out part must hold at least 16 of them.
 
     Raises:
-        ValueError: If a file is missing, is no UTF-8 text, or is too small for the context.
+        ValueError: If a file is missing, is no UTF-8 text, is too small for the context, or exceeds
+            a GiB.
     """
     require_in_range("context", context, low=8, high=1 << 20, unit="tokens")
     if source == "mixture":
@@ -146,7 +147,10 @@ def load_corpus(source: Literal["stdlib", "mixture"] | Path, *, context: int) ->
         content, name = b"".join(file.read_bytes() for file in files), "stdlib"
     else:
         content, name = _read_text(Path(source)), Path(source).name
-    content = content[:_MAX_BYTES]
+    if len(content) > _MAX_BYTES:
+        raise ValueError(
+            f"corpus must have at most {_MAX_BYTES:,} bytes, got {len(content):,} in {name}; cut it"
+        )
     held_out = len(content) // 10
     if held_out < 16 * context:
         raise ValueError(

@@ -5,6 +5,7 @@ place: a killed run goes on from its last measured step and ends with the same b
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ N_DRAWS: Final = 5
 CHECKPOINT: Final = "checkpoint.safetensors"
 
 _WARM_UP: Final = 50
+_SAVED_EVERY: Final = 60.0
+"""Seconds after which a checkpoint is written between measured steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +101,7 @@ class _Training:
         )
         self.curves: dict[str, Tensor] = {}
         self.progress: TwinProgress | None = None
+        self.saved = time.monotonic()
 
     def run(self, on_progress: Callable[[TwinProgress], None] | None) -> TwinRun:
         start, failure = self._resume(), None
@@ -108,6 +112,8 @@ class _Training:
                     failure = self._diverged("held-out loss", float(held_out), step)
                     break
                 self._measure(self.config.steps.index(step), held_out)
+                self._save(step)
+            elif time.monotonic() - self.saved > _SAVED_EVERY and step != start:
                 self._save(step)
             if on_progress is not None:
                 on_progress(self._progress(step))
@@ -227,6 +233,7 @@ class _Training:
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
         write_atomically(self.checkpoint, lambda path: save_tensors(kept, path))
+        self.saved = time.monotonic()
 
     def _resume(self) -> int:
         """The step to go on from: that of the checkpoint, or 0."""

@@ -14,6 +14,7 @@ def student_estimate(
     n_of: str,
     geometric: bool = False,
     null: float = math.nan,
+    limits: tuple[float, float] | None = None,
     level: float = 0.95,
 ) -> Estimate:
     """Mean over few units with Student's t interval and a two-sided t test against `null`.
@@ -28,6 +29,8 @@ def student_estimate(
         geometric: Whether `values` are logarithms of ratios.
         null: Expected mean (of `geometric`: ratio) without an effect; NaN tests nothing, except
             that a ratio is tested against 1.
+        limits: Least and largest value that the mean can have, such as 0 and 1 of a share: the
+            interval ends there, which costs it no coverage.
         level: Level of the interval.
     """
     from scipy import stats
@@ -43,6 +46,8 @@ def student_estimate(
         low, high = mean - reach, mean + reach
         if not math.isnan(against) and error > 0:
             p_value = float(2 * stats.t.sf(abs(mean - against) / error, n - 1))
+    if limits is not None and not math.isnan(low):
+        low, high = max(low, limits[0]), min(high, limits[1])
     if geometric:
         mean, low, high = (float(np.exp(x)) for x in (mean, low, high))
     return Estimate(

@@ -35,6 +35,9 @@ from mi_massive.twin_runs import (
 
 CHANCE: Final = 1 / N_VALUES
 """Of a question of the mixture: one value of 16."""
+_SHARE: Final = (0.0, 1.0)
+_DIFFERENCE: Final = (-1.0, 1.0)
+"""What shares, and correlations or differences of shares, can be."""
 _LEAST_RISE: Final = math.log(1.25)
 """Of log max/mean, for it to have risen at all."""
 
@@ -91,7 +94,7 @@ class TwinsResult:
 
     def sink(self, arm: str) -> Estimate:
         """Attention on the first token of the trained twin, mean over layers, heads and queries."""
-        return self._over_seeds(arm, lambda run: float(run.sink[-1].mean()))
+        return self._over_seeds(arm, lambda run: float(run.sink[-1].mean()), limits=_SHARE)
 
     def contrast(
         self,
@@ -177,7 +180,7 @@ class TwinsResult:
             for run, slow in zip(self.of(arm), turning, strict=True)
         ]
         null = float(turning[0].float().mean()) if rotates else math.nan
-        return student_estimate(np.array(shares), n_of="seeds", null=null)
+        return student_estimate(np.array(shares), n_of="seeds", null=null, limits=_SHARE)
 
     def top_wavelength(self, arm: str, projection: Projection) -> Estimate:
         """Wavelength of the heads' largest dimensions in tokens: their median, by seed.
@@ -199,10 +202,16 @@ class TwinsResult:
         not rotate the two halves of the head are compared: the null.
         """
         values = [partner_correlation(run, projection) for run in self.of(arm)]
-        return student_estimate(np.array(values), n_of="seeds", null=0.0)
+        return student_estimate(np.array(values), n_of="seeds", null=0.0, limits=_DIFFERENCE)
 
-    def _over_seeds(self, arm: str, value: Callable[[TwinRun], float]) -> Estimate:
-        return student_estimate(np.array([value(run) for run in self.of(arm)]), n_of="seeds")
+    def _over_seeds(
+        self,
+        arm: str,
+        value: Callable[[TwinRun], float],
+        limits: tuple[float, float] | None = None,
+    ) -> Estimate:
+        values = np.array([value(run) for run in self.of(arm)])
+        return student_estimate(values, n_of="seeds", limits=limits)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -238,7 +247,11 @@ class TwinsResult:
             ability: `recall` or `facts`.
             measure: 0 for the share of right answers, 1 for the mean log-probability in nats.
         """
-        return self._over_seeds(arm, lambda run: score_under(run, condition, ability, measure))
+        return self._over_seeds(
+            arm,
+            lambda run: score_under(run, condition, ability, measure),
+            limits=_SHARE if measure == 0 else None,
+        )
 
     def lost(self, arm: str, condition: str, ability: str, measure: int = 0) -> Estimate:
         """What a disruption takes from an ability: intact minus disrupted, twin by twin."""
@@ -246,6 +259,7 @@ class TwinsResult:
             np.array([_lost(run, condition, ability, measure) for run in self.of(arm)]),
             n_of="seeds",
             null=0.0,
+            limits=_DIFFERENCE if measure == 0 else None,
         )
 
     def selectivity(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -68,8 +69,8 @@ def train_twins(
         `failures`, and leaves NaN in the statistics of its arm.
 
     Raises:
-        ValueError: If the corpus is missing or too small for the context, or there is no such
-            device.
+        ValueError: If the corpus is missing or too small for the context, there is no such device,
+            or `dtype` is float16, whose gradients vanish without scaling.
         UnsupportedModelError: If this transformers cannot build an arm.
         OSError: If the disk is full; the last checkpoint stays.
     """
@@ -78,7 +79,14 @@ def train_twins(
     if n_workers is None:
         n_workers = (os.cpu_count() or 1) if place.type == "cpu" else 1
     require_in_range("n_workers", n_workers, low=1, high=4096, unit="twins")
+    if dtype not in _DTYPES:
+        raise ValueError(
+            f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}; twins are trained "
+            "without a scaled loss"
+        )
     corpus = _corpus(config)
+    for arm in config.arms:  # one that cannot be built is found before any is trained
+        build_twin(TWIN_ARMS[arm], config.shape, seed=0)
     wanted = [(arm, seed) for seed in range(config.n_seeds) for arm in config.arms]
     trained: dict[tuple[str, int], TwinRun] = {}
     stopped = threading.Event()
@@ -135,6 +143,9 @@ def load_twin(
     Raises:
         ValueError: If the arm or seed is none of the config's.
         FileNotFoundError: If the folder holds no checkpoint of it.
+
+    Warns:
+        UserWarning: If other code, or other versions of packages, trained the one that it holds.
     """
     if arm not in config.arms or not 0 <= seed < config.n_seeds:
         raise ValueError(
@@ -142,7 +153,7 @@ def load_twin(
             f"{config.n_seeds - 1}), got {arm!r} and {seed}"
         )
     corpus = _corpus(config)
-    place = _run_folder(Path(folder), config, arm, seed, corpus, dtype)
+    place = _trained_folder(Path(folder), config, arm, seed, corpus, dtype)
     tensors = load_tensors(place / CHECKPOINT)
     model = build_twin(TWIN_ARMS[arm], config.shape, seed=seed)
     model.load_state_dict(
@@ -205,10 +216,41 @@ def _run_folder(
     for other_runs in ("arms", "n_seeds", "corpus"):
         del recipe[other_runs]
     others = {name: v for name, v in package_versions().items() if name != "mi-massive"}
-    code = code_digest(train_twin.__module__)
-    depends = [recipe, asdict(TWIN_ARMS[arm]), seed, corpus.digest, str(dtype), others, code]
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-    return folder / f"{corpus.name}-{arm}-{seed}-{digest[:12]}"
+    asked = _digest([recipe, asdict(TWIN_ARMS[arm]), seed, corpus.digest, str(dtype)])
+    code = _digest([others, code_digest(train_twin.__module__)])
+    return folder / f"{corpus.name}-{arm}-{seed}-{asked}-{code}"
+
+
+def _digest(depends: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _trained_folder(
+    folder: Path, config: TwinsConfig, arm: str, seed: int, corpus: Corpus, dtype: torch.dtype
+) -> Path:
+    """Where a checkpoint of this run lies: by the code that is here, else the newest by other code.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    own = _run_folder(folder, config, arm, seed, corpus, dtype)
+    if (own / CHECKPOINT).exists():
+        return own
+    asked = own.name.rpartition("-")[0]
+    others = [f for f in folder.glob("*") if f.name.rpartition("-")[0] == asked]
+    kept = [f for f in others if (f / CHECKPOINT).exists()]
+    if not kept:
+        raise FileNotFoundError(
+            f"{folder} must hold a twin {arm}, seed {seed}, trained with this config and dtype, "
+            "got none; train it with train_twins"
+        )
+    newest = max(kept, key=lambda f: (f / CHECKPOINT).stat().st_mtime)
+    warnings.warn(
+        f"the twin in {newest} was trained by other code or versions than these; train_twins would "
+        "train it anew",
+        stacklevel=3,
+    )
+    return newest
 
 
 def _corpus(config: TwinsConfig) -> Corpus:
@@ -237,4 +279,5 @@ def _provenance(
     )
 
 
+_DTYPES: Final = (torch.float32, torch.bfloat16)
 _RUN: Final = "run.json"

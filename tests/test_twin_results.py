@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from builders import build_norms
@@ -11,6 +12,7 @@ from sample_twins import CONFIG, SHAPE, STEPS, norms, twin_run, twins_result
 from mi_massive._twin_claims import twin_findings
 from mi_massive.claims import scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
+from mi_massive.small_samples import student_estimate
 from mi_massive.twin_results import TwinsResult
 from mi_massive.twin_runs import TwinRun, TwinsConfig, at_loss, concentration_of, halfway
 
@@ -261,3 +263,13 @@ def test_other_rotations_are_named_beside_the_whole_head() -> None:
     result = twins_result(runs=runs, config=config)
     reading = twin_findings([result])[0][2]
     assert "Other rotations over no position encoding: RoPE on 25 %" in reading
+
+
+def test_the_interval_of_a_share_ends_where_shares_do() -> None:
+    values = np.array([0.9, 1.0, 0.7])
+    wide = student_estimate(values, n_of="seeds")
+    ended = student_estimate(values, n_of="seeds", limits=(0.0, 1.0))
+    assert wide.high > 1
+    assert ended.high == 1
+    assert (ended.effect, ended.low, ended.n) == (wide.effect, wide.low, wide.n)
+    assert math.isnan(student_estimate(values[:1], n_of="seeds", limits=(0.0, 1.0)).low)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mi_massive import _twin_corpora, _twin_training
+from mi_massive import _twin_corpora, _twin_training, twins
 from mi_massive._twin_corpora import ABILITIES, N_VALUES, load_corpus
 from mi_massive.capture import capture_norms
 from mi_massive.interventions import disrupt
@@ -17,7 +17,7 @@ from mi_massive.models import UnsupportedModelError
 from mi_massive.models.twins import build_twin, hold_twin
 from mi_massive.presets import preset
 from mi_massive.records import load_result, save_result
-from mi_massive.twin_arms import TWIN_ARMS, TwinShape
+from mi_massive.twin_arms import TWIN_ARMS, TwinArm, TwinShape
 from mi_massive.twin_runs import TwinsConfig
 from mi_massive.twins import held_out_prompts, load_twin, train_twins
 
@@ -361,8 +361,64 @@ def test_a_twin_trained_in_bfloat16_is_found_by_its_type(tmp_path: Path) -> None
     train_twins(config, folder=tmp_path, dtype=torch.bfloat16)
     held = load_twin(config, "rope", 0, folder=tmp_path, dtype=torch.bfloat16)
     assert held.dtype == torch.float32
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="must hold a twin rope, seed 0, trained with"):
         load_twin(config, "rope", 0, folder=tmp_path)
+
+
+def test_a_twin_of_other_code_is_loaded_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, arms=("rope",), n_steps=2, n_measured=2)
+    train_twins(config, folder=tmp_path)
+    before = load_twin(config, "rope", 0, folder=tmp_path).plain.state_dict()
+    monkeypatch.setattr(twins, "code_digest", lambda module: "of a later version")
+    with pytest.warns(UserWarning, match="was trained by other code or versions"):
+        after = load_twin(config, "rope", 0, folder=tmp_path).plain.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    other = dataclasses.replace(config, learning_rate=1e-4)
+    with pytest.raises(FileNotFoundError, match="train it with train_twins"):
+        load_twin(other, "rope", 0, folder=tmp_path)
+
+
+def test_what_cannot_be_trained_is_found_before_anything_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"dtype must be one of .* got torch.float16"):
+        train_twins(CONFIG, folder=tmp_path, dtype=torch.float16)
+
+    def refuse(arm: TwinArm, shape: TwinShape, *, seed: int) -> Any:
+        if arm.encoding == "none":
+            raise UnsupportedModelError("no such encoding")
+        return build_twin(arm, shape, seed=seed)
+
+    monkeypatch.setattr(twins, "build_twin", refuse)
+    with pytest.raises(UnsupportedModelError, match="no such encoding"):
+        train_twins(CONFIG, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_way_between_measured_steps_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint between two measured steps, and the same numbers from there."""
+    config = dataclasses.replace(CONFIG, arms=("rope",), n_steps=9, n_measured=2)
+    whole = train_twins(config, folder=tmp_path / "whole", n_workers=1)
+    monkeypatch.setattr(_twin_training, "_SAVED_EVERY", 0.0)
+
+    def stop(progress: Any) -> None:
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_twins(config, folder=tmp_path / "cut", n_workers=1, on_progress=stop)
+    steps: list[int] = []
+    again = train_twins(
+        config, folder=tmp_path / "cut", n_workers=1, on_progress=lambda p: steps.append(p.step)
+    )
+    assert config.steps == (0, 9)
+    assert steps[0] == 5
+    for name in ("loss", "q", "k", "v", "sink"):
+        assert torch.equal(getattr(again.runs[0], name), getattr(whole.runs[0], name))
 
 
 def test_disruptions_fit_the_head_and_the_encoding(tmp_path: Path) -> None:
