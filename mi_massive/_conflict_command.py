@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mi_massive import _completion as completion
 from mi_massive import _options as opt
 from mi_massive._disrupt_command import doses, split
 from mi_massive._terminal import print_json, print_records, progress
@@ -22,7 +23,8 @@ def conflict_command(
     preset: Annotated[
         str,
         typer.Option(
-            help="Arms, with commas; `mi-massive presets` lists them; '' for none: intact alone."
+            autocompletion=completion.complete_presets,
+            help="Arms, with commas; `mi-massive presets` lists them; '' for none: intact alone.",
         ),
     ] = "paper,effect_matched",
     k: Annotated[

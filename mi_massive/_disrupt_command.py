@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mi_massive import _completion as completion
 from mi_massive import _options as opt
 from mi_massive._terminal import columns_of, print_json, print_records, progress
 from mi_massive.contrasts import FEWEST
@@ -28,7 +29,11 @@ def disrupt_command(
     model: opt.Model = DEFAULT_MODEL,
     *,
     preset: Annotated[
-        str, typer.Option(help="Arms, with commas; `mi-massive presets` lists them.")
+        str,
+        typer.Option(
+            autocompletion=completion.complete_presets,
+            help="Arms, with commas; `mi-massive presets` lists them.",
+        ),
     ] = "paper,random",
     k: Annotated[
         str | None,
@@ -38,7 +43,8 @@ def disrupt_command(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Tasks, with commas; `pairs` means all pairs_*, a .jsonl file is a task of yours."
+            autocompletion=completion.complete_tasks,
+            help="Tasks, with commas; `pairs` means all pairs_*, a .jsonl file is a task of yours.",
         ),
     ] = "pairs",
     data: Annotated[

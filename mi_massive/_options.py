@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mi_massive import _completion as completion
 from mi_massive._terminal import progress, waiting
 from mi_massive.norms import AttentionNorms
 from mi_massive.prompts import TokenizedPrompts, default_passages, read_prompts, tokenize_prompts
@@ -17,7 +18,12 @@ if TYPE_CHECKING:  # importing models loads transformers, which the help does no
 BATCH_SIZE, DEVICE, DTYPE = 8, "cpu", "float32"
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Built-in name, hub id, folder or GGUF file.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Built-in name, hub id, folder or GGUF file.",
+        autocompletion=completion.complete_models,
+    ),
 ]
 Prompts = Annotated[
     str | None,
@@ -35,8 +41,20 @@ SkipFirst = Annotated[
     bool, typer.Option("--skip-first", help="Leave out each prompt's first token.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts of a forward pass.")]
-Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16, float16.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        autocompletion=completion.one_of(("cpu", "cuda", "mps", "auto")),
+        help="Where to run: cpu, cuda, cuda:1, mps; auto: layers spread over GPUs.",
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        autocompletion=completion.one_of(("float32", "bfloat16", "float16")),
+        help="Type of the weights: float32, bfloat16, float16.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages.")]

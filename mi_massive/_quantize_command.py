@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mi_massive import _completion as completion
 from mi_massive import _options as opt
 from mi_massive._disrupt_command import asked_tasks, own_tasks, task_names
 from mi_massive._terminal import print_json, print_records, progress, signed
@@ -44,12 +45,19 @@ def quantize_command(
             "default: the second half of this package's passages."
         ),
     ] = None,
+    column: Annotated[
+        str, typer.Option(help="Column of --calibration in a table or data set.")
+    ] = "text",
+    split: Annotated[str, typer.Option(help="Split of --calibration in a data set.")] = "train",
     windows: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 8,
     window_length: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 256,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the calibration windows.")] = 1,
     tasks: Annotated[
         str,
-        typer.Option(help="Tasks asked by options, with commas; a .jsonl file is a task of yours."),
+        typer.Option(
+            autocompletion=completion.complete_tasks,
+            help="Tasks asked by options, with commas; a .jsonl file is a task of yours.",
+        ),
     ] = _TASKS,
     limit: Annotated[int, typer.Option(min=2, help="Examples of each task.")] = 24,
     cells: Annotated[
@@ -77,7 +85,7 @@ def quantize_command(
         n_calibration=windows,
         calibration_length=window_length,
     )
-    texts = None if calibration is None else opt.read_texts(calibration, "text", "train", None)
+    texts = None if calibration is None else opt.read_texts(calibration, column, split, None)
     names = task_names(tasks)
     own = own_tasks(names, limit)
 

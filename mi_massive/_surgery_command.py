@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mi_massive import _completion as completion
 from mi_massive import _options as opt
 from mi_massive._disrupt_command import asked_tasks, own_tasks, task_names
 from mi_massive._terminal import print_json, print_records, progress, signed
@@ -23,7 +24,10 @@ def surgery_command(
     *,
     tasks: Annotated[
         str,
-        typer.Option(help="Tasks asked by options, with commas; a .jsonl file is a task of yours."),
+        typer.Option(
+            autocompletion=completion.complete_tasks,
+            help="Tasks asked by options, with commas; a .jsonl file is a task of yours.",
+        ),
     ] = _TASKS,
     limit: Annotated[int, typer.Option(min=2, help="Examples of each task.")] = 24,
     bands: Annotated[

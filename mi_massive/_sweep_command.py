@@ -68,7 +68,7 @@ def run_command(
     extend: Annotated[
         bool, typer.Option("--extend", help="Replace the folder's grid; cells of both stay.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: spread over GPUs.")] = opt.DEVICE,
+    device: opt.Device = opt.DEVICE,
     quiet: opt.Quiet = False,
     as_json: opt.AsJson = False,
 ) -> None:

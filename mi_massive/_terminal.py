@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from mi_massive.stats import Estimate
 
@@ -33,6 +34,25 @@ _IN_OPTIONS: Final = (
     (r"\bdtype (float32|bfloat16)", r"--dtype \1"),
 )
 """Remedies of the library, and how the command line says them."""
+
+
+_GAP: Final = "  "
+_STYLES: Final = {
+    ("verdict", "supported"): "green",
+    ("verdict", "not supported"): "red",
+    ("verdict", "inconclusive"): "yellow",
+    ("outcome", "ok"): "green",
+    ("outcome", "deviates"): "bold red",
+    ("outcome", "does not apply"): "dim",
+    ("state", "in the cache"): "green",
+    ("role", "treatment"): "bold",
+    ("kind", "contextual"): "blue",
+    ("kind", "parametric"): "magenta",
+    ("significant", "yes"): "bold",
+    ("significant", "no"): "dim",
+    ("arm", "intact"): "dim",
+}
+"""Of cells, by their column; a terminal without colours, a pipe and NO_COLOR show plain text."""
 
 
 @contextmanager
@@ -186,7 +206,7 @@ def print_records(
     _write(title, style="bold")
     _write(_line(header, widths), style="dim")
     for record, row in zip(records, rows, strict=True):
-        _write(_line(row, widths))
+        _output.print(_styled(names, row, widths), soft_wrap=True)
         for name in below:
             text = str(record[name])
             lines = textwrap.wrap(text, _output.width - 6) if _output.is_terminal else [text]
@@ -195,9 +215,19 @@ def print_records(
     _write("")
 
 
+def _styled(names: Sequence[str], cells: Sequence[str], widths: Sequence[int]) -> Text:
+    """A line whose telling words stand out where the terminal has colours; the same text."""
+    line = Text(_line(cells, widths))
+    start = 0
+    for name, cell, width in zip(names, cells, widths, strict=True):
+        line.stylize(_STYLES.get((name, cell), ""), start, start + len(cell))
+        start += width + len(_GAP)
+    return line
+
+
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-    return "  ".join(padded).rstrip()
+    return _GAP.join(padded).rstrip()
 
 
 def _write(text: str, *, style: str | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mi_massive import _completion as completion
 from mi_massive import _options as opt
 from mi_massive._disrupt_command import split
 from mi_massive._terminal import print_json, print_records, twins_progress
@@ -18,11 +19,16 @@ _ARMS = "rope,partial_25,learned,none"
 
 def twins_command(
     *,
-    folder: Annotated[
-        Path, typer.Option(help="Keeps checkpoints and finished twins; a killed run goes on there.")
+    cells: Annotated[
+        Path,
+        typer.Option(help="Folder of checkpoints and finished twins; a killed run goes on there."),
     ] = Path("twins"),
     arms: Annotated[
-        str, typer.Option(help=f"Encodings, with commas, of {', '.join(TWIN_ARMS)}.")
+        str,
+        typer.Option(
+            autocompletion=completion.complete_arms,
+            help=f"Encodings, with commas, of {', '.join(TWIN_ARMS)}.",
+        ),
     ] = _ARMS,
     seeds: Annotated[int, typer.Option(min=1, help="Twins of each encoding.")] = 3,
     corpus: Annotated[
@@ -42,7 +48,9 @@ def twins_command(
         int | None,
         typer.Option(min=1, help="Twins that train at once; left out: the cores, one on a GPU."),
     ] = None,
-    device: opt.Device = opt.DEVICE,
+    device: Annotated[
+        str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")
+    ] = opt.DEVICE,
     dtype: Annotated[
         str,
         typer.Option(help="Of the arithmetic: float32 or bfloat16; weights stay in float32."),
@@ -56,7 +64,7 @@ def twins_command(
     Exit status 1 if one of them diverged.
     """
     opt.require_savable(save)
-    opt.require_writable("--folder", folder)
+    opt.require_writable("--cells", cells)
 
     from mi_massive.twins import TwinsConfig, train_twins  # late: loads transformers
 
@@ -72,7 +80,7 @@ def twins_command(
     with twins_progress(len(config.arms) * seeds, steps, quiet=quiet) as show:
         result = train_twins(
             config,
-            folder=folder,
+            folder=cells,
             device=device,
             dtype=opt.torch_dtype(dtype),
             n_workers=workers,

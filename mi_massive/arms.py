@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mi_massive._cells import kept
 from mi_massive._checks import require_not_empty
+from mi_massive._choices import Intervention
 from mi_massive.attention_effects import EffectsResult, measure_effects
 from mi_massive.effect_matching import match_effect
-from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
 from mi_massive.presets import PRESETS, Role, preset, with_strength
 from mi_massive.prompts import TokenizedPrompts, default_passages, tokenize_prompts

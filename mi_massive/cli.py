@@ -210,11 +210,14 @@ def doctor(
     dtype: opt.Dtype = opt.DTYPE,
     revision: opt.Revision = None,
     trust_remote_code: opt.Trust = False,
+    save: opt.Save = None,
     quiet: opt.Quiet = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Measure what can be trusted on a model; exit status 1 if a check deviates."""
     from mi_massive.doctor import diagnose
+
+    opt.require_savable(save)
 
     result = diagnose(opt.load(model, device, dtype, revision, trust_remote_code, quiet))
     checks = [dataclasses.asdict(check) for check in result.checks]
@@ -225,6 +228,8 @@ def doctor(
         columns = ("outcome", "question", "found", "consequence")
         rows = [{name: check[name] for name in columns} for check in checks]
         print_records(result.provenance.model, rows, below=("found", "consequence"))
+    if save is not None:
+        save_result(result, save)
     raise typer.Exit(0 if result.healthy else 1)
 
 

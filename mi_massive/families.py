@@ -29,7 +29,7 @@ from mi_massive.family_rows import (
 )
 from mi_massive.models.base import HookedModel
 from mi_massive.models.errors import UnsupportedModelError
-from mi_massive.models.load import load_model, require_device
+from mi_massive.models.load import SPREAD, load_model, require_device
 from mi_massive.models.shapes import N_SPECIAL, RANDOM_WEIGHTS
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
 from mi_massive.records import Provenance, command_line, package_versions
@@ -76,7 +76,7 @@ def measure_families(
     Args:
         models: Names as `load_model` takes them, or models that you hold.
         prompts: Texts. Those longer than a model's context are cut to it.
-        device: Where named models run; held ones stay where they are.
+        device: Where named models run, `auto` spread over all GPUs; held ones stay where they are.
         dtype: Of the weights of named models.
         batch_size: Prompts of a forward pass.
         max_length: Truncate prompts to this many tokens.
@@ -92,7 +92,8 @@ def measure_families(
         raise ValueError(f"models must be at least one and differ in their names, got {names}")
     if not prompts or isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
-    require_device(device)
+    if device != SPREAD:
+        require_device(device)
     config = config or ConcentrationConfig()
     rows: list[FamilyRow] = []
     for model, name in zip(models, names, strict=True):

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from mi_massive._choices import Intervention, Where
 from mi_massive._replacements import Value
 from mi_massive._selections import Rule, Selection
-from mi_massive.interventions import Intervention, Where
 
 Role = Literal["treatment", "control"]
 

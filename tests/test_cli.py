@@ -83,6 +83,9 @@ def parsed(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
+LISTS = {"models": "built_in", "tasks": "tasks", "presets": "presets"}
+"""Commands that run no model, and a key of what they print."""
+
 # --- help and models
 
 
@@ -91,12 +94,12 @@ def test_help_names_every_option(command: str, run: Run) -> None:
     answer = run(command, "--help")
     assert answer.status == 0
     options = {name: ["--json"] for name in ("models", "tasks", "presets")}
-    options["doctor"] = ["--device", "--dtype", "--json", "--quiet"]
+    options["doctor"] = ["--device", "--dtype", "--save", "--json", "--quiet"]
     options["disrupt"] = ["--preset", "--k", "--seeds", "--tasks", "--data", "--limit", "--cells"]
     options["conflict"] = ["--preset", "--k", "--seeds", "--relations", "--limit", "--legacy"]
     options["surgery"] = ["--tasks", "--limit", "--bands", "--seeds", "--cells", "--save", "--json"]
     options["quantize"] = ["--method", "--bits", "--group", "--calibration", "--seeds", "--save"]
-    options["twins"] = ["--folder", "--arms", "--seeds", "--corpus", "--steps", "--dtype", "--json"]
+    options["twins"] = ["--cells", "--arms", "--seeds", "--corpus", "--steps", "--dtype", "--json"]
     options["lm-eval"] = ["--model_args", "pretrained", "preset", "layers", "run --help"]
     options["patch"] = ["--site", "--granularity", "--groups", "--limit", "--cells", "--json"]
     common = [
@@ -163,9 +166,10 @@ def test_models_lists_built_in_names_and_families(run: Run) -> None:
     assert rotation["bert"] == "none"
 
 
-def test_models_and_help_load_neither_transformers_nor_statistics() -> None:
+@pytest.mark.parametrize(("command", "named"), LISTS.items())
+def test_lists_load_neither_transformers_nor_statistics(command: str, named: str) -> None:
     script = (
-        "import sys; sys.argv = ['mi-massive', 'models', '--json']\n"
+        f"import sys; sys.argv = ['mi-massive', {command!r}, '--json']\n"
         "from mi_massive.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
@@ -174,7 +178,7 @@ def test_models_and_help_load_neither_transformers_nor_statistics() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
-    assert "built_in" in parsed(done.stdout)
+    assert named in parsed(done.stdout)
 
 
 def test_on_a_terminal_tables_fit_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +196,63 @@ def test_on_a_terminal_tables_fit_80_columns(run: Run, monkeypatch: pytest.Monke
     assert "smollm2-135m-instruct" in text
     assert "two_mirror_share" in text
     assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_on_a_terminal_with_colours_telling_words_have_one(
+    plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    if plain:
+        monkeypatch.setenv("NO_COLOR", "1")
+    else:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(_terminal, "_output", Console(file=shown, force_terminal=True, width=80))
+    rows = [
+        {"verdict": "supported", "statement": "supported"},
+        {"verdict": "not supported", "statement": "not supported"},
+    ]
+    _terminal.print_records("Claims", rows)
+    green, red = "\x1b[32m", "\x1b[31m"
+    assert (shown.getvalue().count(green), shown.getvalue().count(red)) == (
+        (0, 0) if plain else (1, 1)
+    )
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue())
+    assert text.splitlines()[2:4] == [
+        "supported      supported",
+        "not supported  not supported",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("doctor smol", ["smollm2-135m-instruct"]),
+        ("disrupt --preset paper,sink_", ["paper,sink_preserving", "paper,sink_only"]),
+        ("surgery --tasks passkey_128_6,passkey_1", ["passkey_128_6,passkey_1024_48"]),
+        ("twins --arms rope,rope", ["rope,rope_1e2", "rope,rope_5e5"]),
+        ("bands --dtype b", ["bfloat16"]),
+    ],
+)
+def test_the_shell_is_offered_names(typed: str, offered: list[str]) -> None:
+    words = f"mi-massive {typed}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv = ['mi-massive']; from mi_massive.cli import main; main()",
+        ],
+        env=os.environ
+        | {
+            "_MI_MASSIVE_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == offered
 
 
 def test_brackets_in_a_name_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,8 +336,9 @@ def test_progress_is_shown_on_a_terminal_unless_quiet(
     assert (shown.getvalue() == "") == quiet
 
 
-def test_doctor_says_what_can_be_trusted(tiny: Path, run: Run) -> None:
-    answer = run("doctor", tiny, "--json")
+def test_doctor_says_what_can_be_trusted(tiny: Path, tmp_path: Path, run: Run) -> None:
+    answer = run("doctor", tiny, "--json", "--save", tmp_path / "checks.json")
+    assert load_result(tmp_path / "checks.json").healthy
     assert answer.status == 0
     document = parsed(answer.out)
     assert document["healthy"] is True

@@ -4,6 +4,7 @@ Here the second device is the disk: its layers hold no weights (`meta`) but whil
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from mi_massive import (
     make_arms,
     tokenize_prompts,
 )
+from mi_massive.models import load
 from mi_massive.records import text_of
 from mi_massive.scores import EvaluationConfig
 from mi_massive.tasks import load_own_task
@@ -114,3 +116,19 @@ def test_hook_points_show_and_edit_what_those_of_the_undivided_model_do(
         outcomes.append((seen[0], logits))
     for expected, found in zip(*outcomes, strict=True):
         assert torch.equal(found, expected)
+
+
+def test_auto_is_short_for_an_automatic_map(
+    folder: Path, whole: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, asked = load._load_weights, list[dict[str, Any]]()
+
+    def watched(*args: Any) -> Any:
+        asked.append(args[-1])
+        return inner(*args)
+
+    monkeypatch.setattr(load, "_load_weights", watched)
+    spread = load_model(folder, device="auto")
+    assert [given["device_map"] for given in asked] == ["auto"]
+    with torch.no_grad():
+        assert torch.equal(spread.plain(token_ids()).logits, whole.plain(token_ids()).logits)

@@ -17,7 +17,7 @@ SMALL = (
 
 def test_twins_are_trained_saved_and_taken_from_the_folder(run: Run, tmp_path: Path) -> None:
     saved = tmp_path / "twins.json"
-    status, out, err = run("twins", *SMALL, "--folder", tmp_path / "cells", "--save", saved)
+    status, out, err = run("twins", *SMALL, "--cells", tmp_path / "cells", "--save", saved)
     assert (status, err) == (0, "")
     assert "Twins after 4 steps" in out
     assert "rope" in out
@@ -25,7 +25,7 @@ def test_twins_are_trained_saved_and_taken_from_the_folder(run: Run, tmp_path: P
     assert result.config.arms == ("rope", "none")
     runs = sorted((tmp_path / "cells").glob("*/run.json"))
     before = [path.stat().st_mtime_ns for path in runs]
-    status, out, _ = run("twins", *SMALL, "--folder", tmp_path / "cells", "--json")
+    status, out, _ = run("twins", *SMALL, "--cells", tmp_path / "cells", "--json")
     assert [path.stat().st_mtime_ns for path in runs] == before
     numbers = json.loads(out)
     assert numbers["arms"]["rope"]["loss"]["effect"] == pytest.approx(
@@ -34,7 +34,7 @@ def test_twins_are_trained_saved_and_taken_from_the_folder(run: Run, tmp_path: P
 
 
 def test_a_twin_that_diverges_is_named_and_fails_the_command(run: Run, tmp_path: Path) -> None:
-    status, out, err = run("twins", *SMALL, "--folder", tmp_path, "--learning-rate", 1e33)
+    status, out, err = run("twins", *SMALL, "--cells", tmp_path, "--learning-rate", 1e33)
     assert status == 1
     assert "Twins after 4 steps" in out
     assert "rope, seed 0: the" in err
@@ -55,7 +55,7 @@ def test_a_twin_that_diverges_is_named_and_fails_the_command(run: Run, tmp_path:
 def test_bad_options_are_one_sentence(
     run: Run, tmp_path: Path, arguments: tuple[object, ...], words: str
 ) -> None:
-    status, out, err = run("twins", *SMALL, "--folder", tmp_path, *arguments)
+    status, out, err = run("twins", *SMALL, "--cells", tmp_path, *arguments)
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
     assert words in " ".join(err.split())

@@ -26,6 +26,9 @@ from mi_massive.models.errors import UnsupportedModelError
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+SPREAD: Final = "auto"
+"""Device of a model whose layers lie on several: those that this process sees."""
+
 WITH_IMAGES: Final = ("llava", "qwen2_vl")
 """Model types that read images as well, whose language tower is served, on texts alone."""
 
@@ -44,7 +47,7 @@ def load_model(
 
     Args:
         name_or_path: `smollm2-135m-instruct`, `owner/name`, a folder or a `.gguf` file.
-        device: Where to run, such as `cpu` or `cuda`.
+        device: Where to run, such as `cpu` or `cuda`; `auto` is short for `device_map="auto"`.
         device_map: Instead of `device`, for a model larger than one GPU: `auto` spreads its layers
             over the GPUs, then memory; a mapping names a device for each module (`accelerate`).
         offload_folder: Where layers go that the map puts on `disk`.
@@ -62,6 +65,8 @@ def load_model(
             missing.
         OSError: If a download failed or the disk is full.
     """
+    if device == SPREAD:
+        device, device_map = "cpu", device_map or SPREAD
     place = require_device(device)
     spread: dict[str, Any] = {}
     if device_map is not None:

@@ -146,11 +146,9 @@ class _Models:
                 f"the weights of {cell.model.name} must be those the sweep began with, got others "
                 f"({found}); start a sweep of its own"
             )
-        spread = self._device == "auto"
         return load_model(
             cell.model.name,
-            device="cpu" if spread else self._device,
-            device_map="auto" if spread else None,
+            device=self._device,
             dtype=DTYPES[cell.dtype],
             revision=cell.commit,
             trust_remote_code=cell.model.trust_remote_code,
