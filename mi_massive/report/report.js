@@ -45,6 +45,7 @@
       axis(layout, "x", panel).domain = [0, 1];
       axis(layout, "y", panel).domain = [Math.max(0, end - each), end];
       axis(layout, "y", panel).title = axis(layout, "y", 0).title;
+      axis(layout, "y", panel).showticklabels = axis(layout, "y", 0).showticklabels;
       if (panel < panels - 1) delete axis(layout, "x", panel).title;
     }
     var above = layout.legend.yanchor === "bottom";

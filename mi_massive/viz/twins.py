@@ -148,13 +148,14 @@ def plot_abilities(result: TwinsResult) -> go.Figure:
         }
         for panel in range(2)
     ]
+    rows = 18 * len(conditions)
     return figure(
         traces,
         titles=[title for title, _ in abilities],
         x={"title": {"text": "share of right answers"}, "range": [-0.03, 1.03]},
-        y={"autorange": "reversed", "automargin": True},
-        height=300 + 18 * len(conditions),
-        layout={"shapes": chance},
+        y={"autorange": "reversed", "automargin": True, "dtick": 1, "tickfont": {"size": 11}},
+        height=300 + rows,
+        layout={"shapes": chance, "meta": {"panels": len(abilities), "panel_height": 60 + rows}},
     ).update_layout({panel_axis("y", 1): {"showticklabels": False}})
 
 
