@@ -101,10 +101,12 @@ def show(result: TwinsResult) -> None:
             f"half-way q {result.halfway(arm, 'q')}, sink {result.halfway(arm, 'sink')}"
         )
         if TWIN_ARMS[arm].rotates:
+            slowest = result.top_wavelength(arm, "k", partial=True)
             slow, wave = result.slow_share(arm, "k"), result.top_wavelength(arm, "k")
             print(
                 f"  largest k without a full turn {slow.effect:.2f} (by chance {slow.null:.2f}), "
-                f"median wavelength {wave.effect:.0f}"
+                f"median wavelength {wave.effect:.0f}, of those {slowest.effect:.0f} "
+                f"[{slowest.low:.0f}, {slowest.high:.0f}]"
             )
             for other in result.config.arms:
                 if not TWIN_ARMS[other].rotates:

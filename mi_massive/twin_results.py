@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from mi_massive._columns import estimate_columns
 from mi_massive._twin_corpora import ABILITIES, N_VALUES
@@ -28,9 +30,9 @@ from mi_massive.twin_runs import (
     curve_of,
     halfway,
     lowest_loss,
-    norms_of,
     partner_correlation,
     score_under,
+    top_wavelengths,
 )
 
 CHANCE: Final = 1 / N_VALUES
@@ -171,28 +173,27 @@ class TwinsResult:
 
         The null is the share of dimensions that make none; NaN for an arm without rotation.
         """
-        turning = [run.wavelengths > self.config.shape.context for run in self.of(arm)]
-        rotates = TWIN_ARMS[arm].rotates
-        shares = [
-            float(slow[norms_of(run, projection)[-1].argmax(dim=-1)].float().mean())
-            if rotates and run.failure is None
-            else math.nan
-            for run, slow in zip(self.of(arm), turning, strict=True)
-        ]
-        null = float(turning[0].float().mean()) if rotates else math.nan
+        context, runs = self.config.shape.context, self.of(arm)
+        tops = [top_wavelengths(run, projection) for run in runs]
+        shares = [float((waves > context).float().mean()) for waves in tops]
+        slow = (runs[0].wavelengths > context).float().mean()
+        null = float(slow) if TWIN_ARMS[arm].rotates else math.nan
         return student_estimate(np.array(shares), n_of="seeds", null=null, limits=_SHARE)
 
-    def top_wavelength(self, arm: str, projection: Projection) -> Estimate:
+    def top_wavelength(
+        self, arm: str, projection: Projection, *, partial: bool = False
+    ) -> Estimate:
         """Wavelength of the heads' largest dimensions in tokens: their median, by seed.
 
         NaN for an arm without rotation; infinite where the largest dimensions stand still.
+
+        Args:
+            arm: Name of the arm.
+            projection: Whose norms.
+            partial: Only heads whose largest dimension makes no full turn within the context.
         """
-        medians = [
-            float(run.wavelengths[norms_of(run, projection)[-1].argmax(dim=-1)].median())
-            if TWIN_ARMS[arm].rotates and run.failure is None
-            else math.nan
-            for run in self.of(arm)
-        ]
+        least = self.config.shape.context if partial else 0
+        medians = [_median(top_wavelengths(run, projection), least) for run in self.of(arm)]
         return student_estimate(np.log(medians), n_of="seeds", geometric=True)
 
     def halves(self, arm: str, projection: Projection) -> Estimate:
@@ -281,6 +282,11 @@ class TwinsResult:
             for run in self.of(arm)
         ]
         return student_estimate(np.array(values), n_of="seeds", null=0.0)
+
+
+def _median(wavelengths: Float[Tensor, "n_heads"], least: float) -> float:
+    kept = wavelengths[wavelengths > least]
+    return float(kept.median()) if len(kept) else math.nan
 
 
 def _lost(run: TwinRun, condition: str, ability: str, measure: int) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -161,6 +162,16 @@ def halfway(
     part = (middle - curve[after - 1]) / (curve[after] - curve[after - 1])
     low, high = math.log(max(steps[after - 1], 1)), math.log(steps[after])
     return math.exp(low + float(part) * (high - low))
+
+
+def top_wavelengths(run: TwinRun, projection: Projection) -> Float[Tensor, "n_heads"]:
+    """Wavelength of the largest dimension of every head of the trained twin, in tokens.
+
+    None of a run that stopped early or does not rotate.
+    """
+    if run.failure is not None or not TWIN_ARMS[run.arm].rotates:
+        return torch.zeros(0)
+    return run.wavelengths[norms_of(run, projection)[-1].argmax(dim=-1)].flatten()
 
 
 def partner_correlation(run: TwinRun, projection: Projection) -> float:

@@ -126,6 +126,9 @@ def test_the_largest_dimension_is_placed_on_the_wavelengths() -> None:
     assert result.slow_share("rope", "q").effect == 1
     assert math.isnan(result.slow_share("none", "q").effect)
     assert math.isnan(result.top_wavelength("none", "q").effect)
+    partial = result.top_wavelength("rope", "q", partial=True)
+    assert partial.effect == pytest.approx(20 * math.pi)
+    assert math.isnan(twins_result().top_wavelength("rope", "q", partial=True).effect)
 
 
 def test_dimensions_that_stand_still_are_slow() -> None:
