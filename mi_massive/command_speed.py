@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mi_massive._checks import require_in_range, require_not_empty
 from mi_massive._columns import seconds_frame
+from mi_massive._cores import n_cores
 from mi_massive.records import command_line, package_versions
 from mi_massive.speed import in_turn
 from mi_massive.stats import Estimate, estimate
@@ -78,7 +79,7 @@ def measure_commands(
         commands=tuple(_as_typed(command) for command in commands.values()),
         seconds=seconds,
         ratios=tuple(estimate(ratio, n_of="rounds", statistic="median") for ratio in ratios.T),
-        n_cores=_n_cores(),
+        n_cores=n_cores(),
         n_threads=os.environ.get("OMP_NUM_THREADS", ""),
         versions=package_versions(),
         command=command_line(),
@@ -97,9 +98,3 @@ def _run(command: Sequence[str]) -> None:
 def _as_typed(command: Sequence[str]) -> str:
     """The command with its program's file name: folders of one machine say nothing elsewhere."""
     return shlex.join([Path(command[0]).name, *command[1:]])
-
-
-def _n_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -9,7 +9,6 @@ Costs minutes a twin on one core. Does not show that large models come to it in 
 
 import hashlib
 import json
-import os
 import threading
 import warnings
 from collections.abc import Callable, Generator
@@ -25,6 +24,7 @@ import torch
 from mi_massive._cells import kept_at
 from mi_massive._checks import require_in_range
 from mi_massive._code import code_digest
+from mi_massive._cores import n_cores
 from mi_massive._twin_corpora import Corpus, held_out_seed, load_corpus
 from mi_massive._twin_training import CHECKPOINT, TwinProgress, train_twin
 from mi_massive.models.base import HookedModel
@@ -77,7 +77,7 @@ def train_twins(
     config = config or TwinsConfig()
     place = require_device(device)
     if n_workers is None:
-        n_workers = (os.cpu_count() or 1) if place.type == "cpu" else 1
+        n_workers = n_cores() if place.type == "cpu" else 1
     require_in_range("n_workers", n_workers, low=1, high=4096, unit="twins")
     if dtype not in _DTYPES:
         raise ValueError(

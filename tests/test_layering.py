@@ -18,7 +18,7 @@ import pytest
 LAYERS: dict[int, tuple[str, ...]] = {
     # Words, checks, numbers, records: know no model and no rotary embedding.
     0: (
-        *("axes", "_checks", "_columns", "_logs", "_code", "stats", "small_samples"),
+        *("axes", "_checks", "_columns", "_logs", "_code", "_cores", "stats", "small_samples"),
         *("proportions", "records", "published"),
     ),
     # Pure: tensors or texts in, tensors or results out.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import IO, Final
 
 from mi_massive._checks import require_in_range
+from mi_massive._cores import n_cores
 from mi_massive.records import text_of
 from mi_massive.sweep.base import PAUSE
 from mi_massive.sweep.worker import SweepWork
@@ -70,7 +71,7 @@ class ProcessEngine:
                 errors.close()
 
     def _environment(self, worker: int) -> Mapping[str, str]:
-        own = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.n_workers))}
+        own = {"OMP_NUM_THREADS": str(max(1, n_cores() // self.n_workers))}
         if self._on_gpus:
             first = worker * self.gpus_per_worker
             own["CUDA_VISIBLE_DEVICES"] = ",".join(_gpus()[first : first + self.gpus_per_worker])
