@@ -1,15 +1,18 @@
 """Whether an arm costs contextual tasks more than parametric ones, beyond a control (C4).
 
-The loss of a task is the share of its above-chance score that is gone,
+The loss of the tasks of one kind is the share of all their above-chance score that is gone,
 
-    loss = (before - after) / (before - floor)
+    loss = sum (before - after) / sum (before - floor)
 
-so that tasks with different floors and formats can stand side by side. Tasks that were not above
-chance before have nothing to lose and are left out, and so are tasks of fewer than ten examples.
-The contrast is the mean loss of contextual tasks minus that of parametric ones. Intervals resample
-the examples within each task, the same ones in every arm.
+so that tasks with different floors and formats can stand side by side, and a task with little to
+lose weighs little. Tasks that were not surely above chance before, or by less than a tenth of the
+scale, have nothing to lose and are left out, and so are tasks of fewer than ten examples. The
+contrast is the loss of contextual tasks minus that of parametric ones. Intervals resample groups
+of examples that belong together, such as the questions on one fact: the same ones in every arm and
+in every task that asks about the same groups.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,9 +25,11 @@ from mi_massive.scores import Readout, TaskResult
 from mi_massive.stats import Estimate
 from mi_massive.tasks.base import Kind
 
-_TEST: Final = "percentile bootstrap over examples within tasks"
+_TEST: Final = "percentile bootstrap over groups of examples"
 FEWEST: Final = 10
 """Examples that a task must have: resamples of fewer say too little about others."""
+LEAST_ROOM: Final = 0.1
+"""Distance above chance that a task must have had: a lucky answer or two are no ability."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +42,7 @@ class ArmContrast:
     """Tasks that were above chance before."""
     parametric_tasks: tuple[str, ...]
     contextual_loss: Estimate
-    """Share of the above-chance score lost, mean over tasks: 0 nothing, 1 all."""
+    """Share of these tasks' above-chance score that is lost: 0 nothing, 1 all."""
     parametric_loss: Estimate
     contrast: Estimate
     """Contextual minus parametric loss."""
@@ -63,7 +68,7 @@ class GroupContrast:
     contextual_tasks: tuple[str, ...]
     parametric_tasks: tuple[str, ...]
     contextual: Estimate
-    """Loss of the first group minus that of the second, mean over tasks that were above chance."""
+    """Loss of the first group minus that of the second, over tasks that were above chance."""
     parametric: Estimate
     contrast: Estimate
     """Contextual minus parametric."""
@@ -121,13 +126,11 @@ def contrasts(
         seed: Of the resamples.
     """
     shown = [i for i, result in enumerate(intact) if _can_lose(result, readout)]
-    losses = {
-        name: {i: _loss(intact[i], results[i], readout, n_resamples, seed) for i in shown}
-        for name, results in arms.items()
-    }
+    drawn = {i: _Resampled(intact[i], readout, n_resamples, seed) for i in shown}
+    drops = {name: {i: drawn[i].drop(results[i]) for i in shown} for name, results in arms.items()}
 
     def mean(name: str, kind: Kind) -> _Draws:
-        return _mean_over_tasks(intact, losses[name], kind, n_resamples)
+        return _share(drawn, drops[name], kind, n_resamples)
 
     def contrast(name: str) -> _Draws:
         return mean(name, "contextual").minus(mean(name, "parametric"))
@@ -178,19 +181,15 @@ def group_contrast(
         seed: Of the resamples.
     """
     shown = [i for i, result in enumerate(intact) if _can_lose(result, readout)]
+    drawn = {i: _Resampled(intact[i], readout, n_resamples, seed) for i in shown}
 
     def mean(group: Sequence[Sequence[str]], i: int) -> Float[np.ndarray, "draw"]:
-        parts = [
-            np.mean(
-                [_loss(intact[i], arms[a][i], readout, n_resamples, seed) for a in part], axis=0
-            )
-            for part in group
-        ]
+        parts = [np.mean([drawn[i].drop(arms[a][i]) for a in part], axis=0) for part in group]
         return np.mean(parts, axis=0)
 
     differences = {i: mean(first, i) - mean(second, i) for i in shown}
-    context = _mean_over_tasks(intact, differences, "contextual", n_resamples)
-    memory = _mean_over_tasks(intact, differences, "parametric", n_resamples)
+    context = _share(drawn, differences, "contextual", n_resamples)
+    memory = _share(drawn, differences, "parametric", n_resamples)
     return GroupContrast(
         level=level,
         readout=readout,
@@ -204,18 +203,45 @@ def group_contrast(
     )
 
 
-def _mean_over_tasks(
-    intact: Sequence[TaskResult],
-    values: Mapping[int, Float[np.ndarray, "draw"]],
+class _Resampled:
+    """Scores of one task over its groups of examples as they are, then over resamples of them."""
+
+    def __init__(self, before: TaskResult, readout: Readout, n_resamples: int, seed: int) -> None:
+        self.kind, self.n = before.kind, len(before.answers)
+        self._readout: Readout = readout
+        names = [answer.group or f"{before.task}/{answer.id}" for answer in before.answers]
+        groups, self._group_of = np.unique(names, return_inverse=True)
+        # The seed is the groups': tasks with the same groups draw the same ones.
+        named = hashlib.sha256("\n".join(groups).encode()).digest()
+        rng = np.random.default_rng([seed, *named])
+        drawn = rng.integers(len(groups), size=(n_resamples, len(groups)))
+        self._rows = np.concatenate([np.arange(len(groups))[None], drawn])
+        self._sizes = np.bincount(self._group_of)[self._rows].sum(axis=1)
+        self._before = self._scores(before)
+        # A resample at or below chance has nothing to lose: the least that n can tell apart.
+        self.room = np.maximum(self._before - before.floor(readout), 1 / self.n)
+
+    def drop(self, after: TaskResult) -> Float[np.ndarray, "draw"]:
+        """How much lower the score of another result of the task is, on the same examples."""
+        return self._before - self._scores(after)
+
+    def _scores(self, result: TaskResult) -> Float[np.ndarray, "draw"]:
+        right = np.bincount(self._group_of, weights=result.correct(self._readout))
+        return right[self._rows].sum(axis=1) / self._sizes
+
+
+def _share(
+    drawn: Mapping[int, _Resampled],
+    drops: Mapping[int, Float[np.ndarray, "draw"]],
     kind: Kind,
     n_resamples: int,
 ) -> _Draws:
-    """Mean of the values of the tasks of one kind, by their place in `intact`."""
-    own = [i for i in values if intact[i].kind == kind]
+    """Share of the above-chance score that the tasks of one kind lose together."""
+    own = [i for i in drops if drawn[i].kind == kind]
     if not own:
         return _nothing(n_resamples)
-    n = sum(len(intact[i].answers) for i in own)
-    return _Draws(np.mean([values[i] for i in own], axis=0), n)
+    lost = np.sum([drops[i] for i in own], axis=0)
+    return _Draws(lost / np.sum([drawn[i].room for i in own], axis=0), sum(drawn[i].n for i in own))
 
 
 def _nothing(n_resamples: int) -> _Draws:
@@ -230,18 +256,5 @@ def _can_lose(result: TaskResult, readout: Readout) -> bool:
     """True for a task with this read-out, enough examples, and a score surely above chance."""
     if readout not in result.config.readouts or len(result.answers) < FEWEST:
         return False
-    return result.score(readout).low > result.floor(readout)
-
-
-def _loss(
-    before: TaskResult, after: TaskResult, readout: Readout, n_resamples: int, seed: int
-) -> Float[np.ndarray, "draw"]:
-    """Observed loss of one task, then those of the resamples, the same examples for every arm."""
-    first, second = (result.correct(readout).astype(float) for result in (before, after))
-    n, floor = len(first), before.floor(readout)
-    name = [ord(letter) for letter in before.task]
-    drawn = np.random.default_rng([seed, *name]).integers(n, size=(n_resamples, n))
-    rows = np.concatenate([np.arange(n)[None], drawn])
-    top, bottom = first[rows].mean(axis=1) - second[rows].mean(axis=1), first[rows].mean(axis=1)
-    # A resample at or below chance has nothing to lose: the least that n examples can tell apart.
-    return top / np.maximum(bottom - floor, 1 / n)
+    score, floor = result.score(readout), result.floor(readout)
+    return score.low > floor and score.effect - floor >= LEAST_ROOM

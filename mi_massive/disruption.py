@@ -15,9 +15,11 @@ from typing import Any
 
 from mi_massive._cells import kept_evaluation
 from mi_massive._checks import require_in_range, require_not_empty
+from mi_massive._columns import estimate_columns
 from mi_massive.arms import Arm, matched_controls, prepare_arms
 from mi_massive.attention_effects import EffectsResult
 from mi_massive.contrasts import ArmContrast, contrasts
+from mi_massive.control_comparisons import ControlComparison, control_comparisons
 from mi_massive.evaluation import with_tasks
 from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
@@ -64,6 +66,8 @@ class DisruptionResult:
     effects: EffectsResult
     config: DisruptionConfig
     provenance: Provenance
+    comparisons: tuple[ControlComparison, ...] = ()
+    """Each treatment beside the intact model and every control, task by task."""
 
     @property
     def judged(self) -> Arm | None:
@@ -100,6 +104,20 @@ class DisruptionResult:
                 "n_edits": c.n_edits,
             }
             for c in self.cells
+        ]
+        return pd.DataFrame(rows)
+
+    def comparisons_frame(self) -> Any:
+        """Treatments beside controls, task by task, as a data frame."""
+        import pandas as pd
+
+        rows = [
+            {
+                **{n: getattr(c, n) for n in ("arm", "control", "n_seeds", "task", "readout")},
+                **estimate_columns("score", c.score),
+                **estimate_columns("logit_diff", c.logit_diff),
+            }
+            for c in self.comparisons
         ]
         return pd.DataFrame(rows)
 
@@ -191,6 +209,11 @@ def run_disruption(
         ),
         effects=effects,
         config=config,
+        comparisons=tuple(
+            one
+            for readout in readouts
+            for one in control_comparisons(arms, intact, by_arm, readout=readout, seed=config.seed)
+        ),
         provenance=with_tasks(effects.provenance, intact, seed=config.seed),
     )
 

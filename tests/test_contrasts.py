@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,9 +74,9 @@ def one(
 def test_losses_are_shares_of_what_was_above_chance() -> None:
     found = one({"arm": arm(10, 15, 28)})["arm"]
     # 30 of 40, 15 of 30; and 8 of the 16 that 36 of 40 are above 20 of 40
-    assert found.contextual_loss.effect == pytest.approx((0.75 + 0.5) / 2)
+    assert found.contextual_loss.effect == pytest.approx((0.75 + 0.375) / (1 + 0.75))
     assert found.parametric_loss.effect == pytest.approx(0.5)
-    assert found.contrast.effect == pytest.approx(0.125)
+    assert found.contrast.effect == pytest.approx(1.125 / 1.75 - 0.5)
     assert found.contextual_tasks == ("read", "find")
 
 
@@ -101,10 +102,12 @@ def test_the_interval_is_that_of_a_slow_bootstrap() -> None:
     found = one({"arm": lost})["arm"]
     rng = np.random.default_rng(5)
     before, after = (r[0].correct("generation").astype(float) for r in (INTACT, lost))
+    other = INTACT[1].correct("generation").astype(float)  # loses nothing, has its own room
     draws = []
     for _ in range(4000):
         rows = rng.integers(40, size=40)
-        draws.append((before[rows].mean() - after[rows].mean()) / before[rows].mean() / 2)
+        room = before[rows].mean() + other[rng.integers(40, size=40)].mean()
+        draws.append((before[rows].mean() - after[rows].mean()) / room)
     low, high = np.quantile(draws, [0.025, 0.975])
     assert found.contextual_loss.low == pytest.approx(low, abs=0.02)
     assert found.contextual_loss.high == pytest.approx(high, abs=0.02)
@@ -137,7 +140,7 @@ def test_without_a_task_of_one_kind_the_contrast_is_unknown() -> None:
     (found,) = contrasts(
         INTACT[:2], {"arm": arm(10, 15, 28)[:2]}, readout="generation", controls={}
     )
-    assert found.contextual_loss.effect == pytest.approx(0.625)
+    assert found.contextual_loss.effect == pytest.approx(1.125 / 1.75)
     assert math.isnan(found.parametric_loss.effect)
     assert math.isnan(found.contrast.effect)
     assert found.contrast.n == 0
@@ -159,3 +162,49 @@ def test_a_task_of_a_few_examples_is_left_out() -> None:
     assert few.contextual_tasks == ()
     assert math.isnan(few.contextual_loss.effect)
     assert enough.contextual_loss.effect == 1.0
+
+
+def grouped(task: str, kind: str, correct: Sequence[bool], groups: Sequence[str]) -> TaskResult:
+    plain = result(task, kind, correct)
+    named = zip(plain.answers, groups, strict=True)
+    return replace(plain, answers=tuple(replace(answer, group=g) for answer, g in named))
+
+
+def test_tasks_on_the_same_facts_are_resampled_together() -> None:
+    """Each fact is lost from context and from memory alike: whatever is drawn, nothing remains."""
+    facts = [f"fact {number}" for number in range(40)]
+    turned = facts[::-1]
+    intact = (
+        grouped("open", "contextual", answers(40), facts),
+        grouped("closed", "parametric", answers(40), turned),
+    )
+    lost = (
+        grouped("open", "contextual", answers(20), facts),
+        grouped("closed", "parametric", answers(20)[::-1], turned),
+    )
+    (found,) = contrasts(intact, {"arm": lost}, readout="generation", controls={})
+    assert found.contextual_loss.low < 0.5 < found.contextual_loss.high
+    assert (found.contrast.effect, found.contrast.low, found.contrast.high) == (0, 0, 0)
+
+
+def test_two_questions_on_one_fact_count_once() -> None:
+    alone = result("a", "contextual", answers(40)), result("a", "contextual", answers(20))
+    facts = [f"fact {number // 2}" for number in range(40)]
+    both = [grouped("a", "contextual", answers(n), facts) for n in (40, 20)]
+    widths = []
+    for before, after in (alone, both):
+        (found,) = contrasts([before], {"arm": [after]}, readout="generation", controls={})
+        widths.append(found.contextual_loss.high - found.contextual_loss.low)
+    assert widths[1] > 1.2 * widths[0]
+
+
+def test_a_few_lucky_answers_are_no_ability() -> None:
+    intact = result("hard", "contextual", answers(3))
+    (found,) = contrasts(
+        [intact],
+        {"arm": [result("hard", "contextual", answers(0))]},
+        readout="generation",
+        controls={},
+    )
+    assert intact.score("generation").low > 0
+    assert found.contextual_tasks == ()

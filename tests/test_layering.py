@@ -64,7 +64,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     # Analyses that run models through the layers below.
     4: (
-        *("doctor", "arms", "contrasts", "seed_spreads", "disruption"),
+        *("doctor", "arms", "contrasts", "control_comparisons", "seed_spreads", "disruption"),
         *("battery", "fluency", "_cells"),
         *("conflict", "model_conflicts", "patching", "_patch_setup", "patch_battery"),
         *("attribution", "patched_patterns"),
