@@ -76,9 +76,27 @@ def kept_evaluation(
     config: EvaluationConfig,
 ) -> TaskResult:
     """`evaluate` of one arm on one task, from the folder if it is there."""
-    arguments = {"task": task.digest, "edit": intervention, "config": config}
+    arguments = {"task": task_key(task), "edit": intervention, "config": config}
     compute = partial(evaluate, model, task, intervention=intervention, config=config)
     return kept(folder, f"{task.name}-{arm}", model, arguments, compute)
+
+
+def task_key(task: Task) -> list[object]:
+    """All of a task that its answers and their grades depend on."""
+    graders = [_function_key(grade) for grade in (task.grade, task.legacy_grade) if grade]
+    return [task.digest, task.kind, task.chance, task.max_new_tokens, list(task.stop), *graders]
+
+
+def _function_key(function: Any) -> list[str]:
+    """A grader by its name and its code: this package's by its modules, a user's by its own."""
+    inner: Any = function.func if isinstance(function, partial) else function
+    name = f"{inner.__module__}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
+    bound = repr(function.args) + repr(function.keywords) if isinstance(function, partial) else ""
+    if inner.__module__.partition(".")[0] == "mi_massive":
+        return [name, bound, code_digest(inner.__module__)]
+    code: Any = getattr(inner, "__code__", None)
+    own = b"" if code is None else code.co_code + repr(code.co_consts).encode()
+    return [name, bound, hashlib.sha256(own).hexdigest()]
 
 
 def _key(model: HookedModel, arguments: Mapping[str, object], compute: Callable[[], object]) -> str:

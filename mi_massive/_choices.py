@@ -38,6 +38,8 @@ class Where:
             )
         if self.layers is not None and not self.layers:
             raise ValueError("layers must name at least one block, got none; None means all")
+        if self.layers is not None and len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"layers must name each block at most once, got {self.layers}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

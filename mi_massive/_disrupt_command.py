@@ -10,6 +10,7 @@ import typer
 from mi_massive import _completion as completion
 from mi_massive import _options as opt
 from mi_massive._terminal import columns_of, print_json, print_records, progress
+from mi_massive.answer_files import AnswerFile, require_answers
 from mi_massive.contrasts import FEWEST
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.records import save_result
@@ -80,8 +81,7 @@ def disrupt_command(
     own = own_tasks(names, limit)
     asking = EvaluationConfig(readouts=_readouts(readout), chat=chat, batch_size=batch_size)
 
-    from mi_massive.answer_files import AnswerFile  # late, as all that loads transformers
-    from mi_massive.arms import make_arms
+    from mi_massive.arms import make_arms  # late, as all that loads transformers
     from mi_massive.disruption import DisruptionConfig, run_disruption
 
     arms = make_arms(split(preset), ks=ks, n_seeds=seeds)
@@ -208,6 +208,7 @@ def _require_lines(answers: Path | None) -> None:
     if answers.suffix != OWN or answers.is_dir():
         raise ValueError(f"--answers must be a file that ends in {OWN}, got {answers}")
     opt.require_writable("--answers", answers)
+    require_answers(answers)
 
 
 def own_tasks(names: Sequence[str], limit: int | None) -> dict[str, Task]:

@@ -79,6 +79,12 @@ class Disruptor:
         """Note a forward pass before its layers are seen."""
         if forward.start == 0:
             self._plans.clear()
+            if not self._stated and forward.n_prompt is None and forward.rereads(self._pass):
+                raise RuntimeError(
+                    "prompt_length must be stated for generation without a cache, got a pass that "
+                    "reads the last one again with one token more, which would be edited as a "
+                    "prompt; state it, keep the cache, or open a context for each prompt"
+                )
             if not self._stated:
                 self.prompt_length = forward.n_prompt or forward.stop
         elif self.prompt_length is None:

@@ -10,9 +10,30 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from mi_massive.scores import TaskResult
 from mi_massive.tasks.base import Task
+
+_COLUMNS = frozenset({"arm", "task", "asked", "text", "log_probs"})
+"""Of every row, by which a file of answers is known."""
+
+
+def require_answers(path: Path) -> None:
+    """Raise ValueError if a file is there that is none of answers: it would be lost."""
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline().strip()
+        row: object = json.loads(first) if first else dict.fromkeys(_COLUMNS)
+    except ValueError:  # no JSON, no text
+        row = None
+    if not (isinstance(row, dict) and set(cast(dict[str, object], row)) >= _COLUMNS):
+        raise ValueError(
+            f"answers must go to a new file or one of earlier answers, got {path}, which holds "
+            "something else; choose another name"
+        )
 
 
 class AnswerFile:
@@ -27,7 +48,9 @@ class AnswerFile:
 
         Raises:
             OSError: If the file cannot be written.
+            ValueError: If the file holds something else than answers; it stays as it is.
         """
+        require_answers(Path(path))
         self._path = Path(path)
         self._asked = {(task.name, e.id): e for task in tasks for e in task.examples}
         self._path.parent.mkdir(parents=True, exist_ok=True)

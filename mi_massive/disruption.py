@@ -219,12 +219,27 @@ def run_disruption(
 
 
 def evaluation_of(task: Task, config: DisruptionConfig) -> EvaluationConfig:
-    """How one task is asked: in the read-outs that it has and that are wanted for it."""
-    readouts: tuple[Readout, ...] = ("generation",)
-    if all(example.options for example in task.examples):
-        generated = config.generated is None or task.name in config.generated
-        wanted = config.evaluation.readouts
-        readouts = tuple(r for r in wanted if r == "options" or generated)
+    """How one task is asked: in the read-outs that it has and that are wanted for it.
+
+    Raises:
+        ValueError: If none is left, or only some of its examples have options.
+    """
+    wanted = config.evaluation.readouts
+    without = [example.id for example in task.examples if not example.options]
+    if "options" in wanted and 0 < len(without) < len(task.examples):
+        raise ValueError(
+            f"options must be given for every example of {task.name} or for none, got none at "
+            f"{without[0]!r} and {len(without) - 1} more; complete them, or ask without options"
+        )
+    generated = config.generated is None or task.name in config.generated or bool(without)
+    has = {"options": not without, "generation": generated}
+    readouts = tuple(readout for readout in wanted if has[readout])
+    if not readouts:
+        raise ValueError(
+            f"{task.name} must have one of the read-outs {', '.join(wanted)}, got a task "
+            + ("without options" if without else "whose answers are not to be generated")
+            + "; ask for the other read-out, or leave it out"
+        )
     return replace(config.evaluation, readouts=readouts)
 
 

@@ -8,16 +8,21 @@ Does not show: why a score falls. Beside it belong a matched control, and what t
 neutral text (`mi_massive.attention_effects`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from mi_massive._prompt_batches import Rows
 from mi_massive.answers import Answer
+from mi_massive.axes import Projection
 from mi_massive.capture import provenance_of
 from mi_massive.generation import generate
 from mi_massive.interventions import Edits, Intervention, disrupt
+from mi_massive.models.attention import has_visitors
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.prompts import TokenizedPrompts, tokenize_prompts
@@ -34,6 +39,8 @@ def evaluate(
     intervention: Intervention | None = None,
     norms: AttentionNorms | None = None,
     means: AttentionNorms | None = None,
+    masks: Mapping[Projection, Bool[Tensor, "layer head d_head"]] | None = None,
+    donor: Sequence[int] | None = None,
     limit: int | None = None,
     config: EvaluationConfig | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -46,6 +53,8 @@ def evaluate(
         intervention: What is edited meanwhile; None leaves the model intact.
         norms: A capture that fixes the intervention's selection; see `disrupt`.
         means: A capture that the value `dataset_mean` is the mean of; see `disrupt`.
+        masks: Dimensions of each projection, for the rule `mask`; see `disrupt`.
+        donor: Token ids of the prompt that `resampled` takes entries from; see `disrupt`.
         limit: Only the first examples.
         config: Read-outs, chat template, batch size, length of answers.
         on_progress: Called with the number of prompts finished since the last call.
@@ -64,8 +73,11 @@ def evaluate(
     edited = (
         nullcontext()
         if intervention is None
-        else disrupt(model, intervention, norms=norms, means=means)
+        else disrupt(model, intervention, norms=norms, means=means, masks=masks, donor=donor)
     )
+    settings = {} if intervention is None else intervention.settings()
+    if has_visitors():  # opened by the caller: the result must not look like an intact model's
+        settings["within_open_contexts"] = True
     with edited as edits:
         texts, log_probs = _read_out(model, task, prompts, config, on_progress)
     n_edits = edits.total if isinstance(edits, Edits) else 0
@@ -86,7 +98,7 @@ def evaluate(
             model,
             prompts,
             batch_size=config.batch_size,
-            settings={} if intervention is None else intervention.settings(),
+            settings=settings,
         ),
     )
 

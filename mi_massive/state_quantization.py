@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from mi_massive._cells import kept, kept_evaluation
+from mi_massive._cells import kept, kept_evaluation, task_key
 from mi_massive._protection_gains import task_gains, text_gains
 from mi_massive.attention_effects import EffectsResult, measure_contexts
 from mi_massive.axes import Projection
@@ -176,7 +176,7 @@ def _answers(
     for task in tasks:
         intact.append(kept_evaluation(cells, INTACT, model, task, intervention=None, config=asked))
         for arm in arms:
-            arguments = {"task": task.digest, "states": arm, "config": asked, "p": passages}
+            arguments = {"task": task_key(task), "states": arm, "config": asked, "p": passages}
             run = partial(evaluate_within, model, task, contexts[arm.name], asked)
             by_arm[arm.name].append(kept(cells, f"{task.name}-{arm.name}", model, arguments, run))
             told(1)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mi_massive._cells import kept, kept_evaluation
+from mi_massive._cells import kept, kept_evaluation, task_key
 from mi_massive._checks import require_in_range, require_not_empty
 from mi_massive._columns import estimate_columns
 from mi_massive.attention_effects import EffectsResult, measure_contexts
@@ -176,7 +176,12 @@ def run_surgery(
         intact.append(kept_evaluation(cells, INTACT, model, task, intervention=None, config=asked))
         for arm in arms:
             # Norms on the default passages decide what is massive.
-            arguments = {"task": task.digest, "surgery": arm, "config": asked, "p": passages.digest}
+            arguments = {
+                "task": task_key(task),
+                "surgery": arm,
+                "config": asked,
+                "p": passages.digest,
+            }
             run = partial(evaluate_within, model, task, contexts[arm.name], asked)
             by_arm[arm.name].append(kept(cells, f"{task.name}-{arm.name}", model, arguments, run))
             if on_progress is not None:

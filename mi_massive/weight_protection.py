@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mi_massive._cells import kept, kept_evaluation
+from mi_massive._cells import kept, kept_evaluation, task_key
 from mi_massive._checks import require_in_range, require_not_empty, require_positive
 from mi_massive._protection_gains import task_gains, text_gains
 from mi_massive.attention_effects import EffectsResult, measure_contexts
@@ -206,7 +206,7 @@ def run_weight_protection(
             kept_evaluation(cells, INTACT, model, task, intervention=None, config=evaluation)
         )
         for arm in asked:
-            arguments = {"task": task.digest, "rows": arm, "config": evaluation, **places}
+            arguments = {"task": task_key(task), "rows": arm, "config": evaluation, **places}
             ask = partial(evaluate_within, model, task, contexts[arm.name], evaluation)
             by_arm[arm.name].append(kept(cells, f"{task.name}-rows", model, arguments, ask))
             if on_progress is not None:

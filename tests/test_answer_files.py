@@ -55,7 +55,7 @@ RESULT = TaskResult(
 def test_each_answer_is_one_line_with_the_question_as_asked(tmp_path: Path) -> None:
     path = tmp_path / "new" / "answers.jsonl"
     path.parent.mkdir()
-    path.write_text("of an earlier run\n")
+    AnswerFile(path, [TASK])("of an earlier run", RESULT)
     write = AnswerFile(path, [TASK])
     write("intact", RESULT)
     assert len(path.read_text().split("\n")) == 2  # there as soon as it is given
@@ -66,6 +66,15 @@ def test_each_answer_is_one_line_with_the_question_as_asked(tmp_path: Path) -> N
     assert first["text"] == RESULT.answers[0].text
     assert first["log_probs"] == [-1.5, None]
     assert (first["extracted"], first["correct"], first["task_version"]) == ("x", True, 3)
+
+
+@pytest.mark.parametrize("text", ['{"prompt": "Q", "answer": "x"}\n', "a note\n", "[1, 2]\n"])
+def test_a_file_of_something_else_is_left_as_it_is(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="answers must go to a new file or one of earlier answers"):
+        AnswerFile(path, [TASK])
+    assert path.read_text() == text
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

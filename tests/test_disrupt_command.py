@@ -125,6 +125,42 @@ def test_every_answer_is_written_with_what_was_asked(
     assert path.read_text() == before
 
 
+def test_answers_do_not_replace_the_questions(run: Run, model: Path, own: Path) -> None:
+    before = own.read_text()
+    status, out, err = run("disrupt", model, "--tasks", own, "--answers", own)
+    assert (status, out) == (1, "")
+    assert "answers must go to a new file or one of earlier answers" in err
+    assert own.read_text() == before
+
+
+def test_a_task_that_changes_beside_its_examples_is_asked_again(
+    run: Run, model: Path, own: Path, tmp_path: Path
+) -> None:
+    given = ["disrupt", model, "--tasks", own, "--preset", "paper", "--k", 1]
+    given += ["--cells", tmp_path / "cells", "--json"]
+    kinds: list[set[str]] = []
+    for kind in ("contextual", "parametric"):
+        own.write_text(own.read_text().replace("contextual", kind))
+        kinds.append({cell["kind"] for cell in json.loads(run(*given)[1])["cells"]})
+    assert kinds == [{"contextual"}, {"parametric"}]
+
+
+def test_a_read_out_that_a_task_lacks_is_refused(
+    run: Run, model: Path, own: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in own.read_text().splitlines()]
+    some, none = tmp_path / "some.jsonl", tmp_path / "none.jsonl"
+    for row in rows[1:]:
+        del row["options"]
+    some.write_text("\n".join(map(json.dumps, rows)))
+    none.write_text("\n".join(map(json.dumps, rows[1:])))
+    asked = ["--preset", "paper", "--k", 1, "--readout", "options"]
+    err = run("disrupt", model, "--tasks", some, *asked)[2]
+    assert "options must be given for every example of some or for none, got none at '1'" in err
+    err = run("disrupt", model, "--tasks", none, *asked)[2]
+    assert "none must have one of the read-outs options, got a task without options" in err
+
+
 def test_what_can_be_refused_without_the_model_is_refused_before_it_is_loaded(
     run: Run, own: Path
 ) -> None:

@@ -441,3 +441,29 @@ def test_a_question_longer_than_the_context_is_named_with_what_can_be_done(
     )
     with pytest.raises(ValueError, match=message):
         evaluate(model, words_task(examples=(long,)))
+
+
+def test_a_given_mask_and_a_donor_reach_the_edit(model: HookedModel) -> None:
+    task = words_task()
+    norms = capture_norms(model, QUESTIONS)
+    largest = {
+        name: torch.zeros_like(getattr(norms, name))
+        .scatter(-1, getattr(norms, name).topk(2).indices, 1.0)
+        .bool()
+        for name in ("q", "k")
+    }
+    fixed = evaluate(model, task, intervention=EDIT, norms=norms)
+    masked = Intervention(selection=Selection(rule="mask"))
+    given = evaluate(model, task, intervention=masked, masks=largest)
+    assert [a.text for a in given.answers] == [a.text for a in fixed.answers]
+    assert given.n_edits == fixed.n_edits
+    resampled = Intervention(selection=Selection(k=2), value=Value(kind="resampled"))
+    assert evaluate(model, task, intervention=resampled, donor=ids_of("t3 " * 12)).n_edits > 0
+
+
+def test_a_result_inside_a_context_says_so(model: HookedModel) -> None:
+    alone = evaluate(model, words_task())
+    with disrupt(model, EDIT):
+        inside = evaluate(model, words_task())
+    assert inside.provenance.settings == {"within_open_contexts": True}
+    assert alone.provenance.settings == {}

@@ -945,6 +945,12 @@ class TestChunks:
             ):
                 read_in_chunks(model, ids, mask, (5, 6))
 
+    def test_longer_and_longer_prompts_are_prompts_where_they_differ(self, load: Model) -> None:
+        model = load("llama")
+        with disrupt(model, edit()), torch.no_grad():
+            for length in (4, 5, 6):
+                model.plain(token_ids(1, length, seed=length))
+
     def test_a_second_chunk_is_refused_unless_the_prompt_length_is_stated(
         self, load: Model
     ) -> None:
@@ -955,6 +961,25 @@ class TestChunks:
         )
         with pytest.raises(RuntimeError, match=message), disrupt(model, edit()):
             read_in_chunks(model, ids, mask, (5, 6))
+
+    def test_generation_without_a_cache_is_refused_unless_the_prompt_length_is_stated(
+        self, load: Model
+    ) -> None:
+        model, ids = load("llama"), token_ids(1, 6)
+        given: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+        given["attention_mask"] = torch.ones_like(ids)
+        intervention = edit(k=3, kind="zero")
+        with disrupt(model, intervention) as edits:
+            cached = model.plain.generate(ids, **given)
+        with (
+            pytest.raises(RuntimeError, match="must be stated for generation without a cache"),
+            disrupt(model, intervention),
+        ):
+            model.plain.generate(ids, use_cache=False, **given)
+        with disrupt(model, intervention, prompt_length=6) as again:
+            uncached = model.plain.generate(ids, use_cache=False, **given)
+        assert torch.equal(cached, uncached)
+        assert again.total % edits.total == 0  # the same entries, once for every pass
 
     def test_a_context_that_opens_after_the_prompt_is_refused(self, load: Model) -> None:
         model, ids = load("llama"), token_ids()
@@ -1290,6 +1315,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("make", "message"),
         [
+            (
+                lambda: Where(layers=(0, 0)),
+                r"layers must name each block at most once, got \(0, 0\)",
+            ),
             (lambda: Where(projections=()), r"projections must name each of q, k, v at most once"),
             (lambda: Where(projections=("q", "q")), r"at least one, got \('q', 'q'\)"),
             (lambda: Where(layers=()), "layers must name at least one block, got none; None means"),

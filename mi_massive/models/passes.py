@@ -34,6 +34,16 @@ class ForwardPass:
     """Columns of the prompt, padding included, where the caller has stated it."""
     copies: int = 1
     """Rows that continue each row of the prompt, next to each other."""
+    ids: Int[Tensor, "batch pos"] | None = None
+    """Token ids, where the pass is given them."""
+
+    def rereads(self, earlier: "ForwardPass | None") -> bool:
+        """True if this pass reads the whole text of an earlier one again, and one token more."""
+        if earlier is None or self.ids is None or earlier.ids is None:
+            return False
+        before, now = earlier.ids, self.ids
+        longer = (self.start, earlier.start) == (0, 0) and now.shape[1] == before.shape[1] + 1
+        return longer and len(now) == len(before) and torch.equal(now[:, :-1], before)
 
     @property
     def stop(self) -> int:
@@ -83,7 +93,7 @@ def whole_prompt(
     n_batch: int, n_pos: int, attention_mask: Int[Tensor, "batch pos"] | None, device: torch.device
 ) -> ForwardPass:
     """The pass of a TransformerLens model that reads whole prompts at once, without a cache."""
-    given: dict[str, Any] = {"input_ids": torch.empty(n_batch, n_pos, device=device)}
+    given: dict[str, Any] = {"inputs_embeds": torch.empty(n_batch, n_pos, device=device)}
     if attention_mask is not None:
         # TransformerLens counts positions from the first real token.
         places = (attention_mask.to(device).cumsum(dim=1) - 1).clamp_min(0)
@@ -128,6 +138,7 @@ def _forward_pass(given: dict[str, Any]) -> ForwardPass:
         positions=_of_text(positions, real[:, start:]).expand(n_batch, n_pos),
         n_prompt=_stated.get()[0],
         copies=_stated.get()[1],
+        ids=given.get("input_ids"),
     )
 
 

@@ -155,8 +155,8 @@ def _is_predicate(before: Sequence[str], word: str, after: str) -> bool:
         article = rest.pop() in _ARTICLES or article
     if rest and not (rest[-1] in _BE or rest[-1].endswith("n't")):
         return False
-    if article:
-        return after in _CLAIMS
+    if article:  # "the correct answer" alone judges nothing, "a true statement" does
+        return after in _CLAIMS and (bool(rest) or before[0] != "the")
     return bool(rest) or not after or after in _AFTER_VERDICT
 
 
