@@ -12,6 +12,7 @@ from mi_massive.attention_effects import EffectsResult
 from mi_massive.contrasts import ArmContrast
 from mi_massive.controls import behind_label
 from mi_massive.disruption import DisruptionResult
+from mi_massive.scores import INTACT, Readout
 from mi_massive.seed_spreads import Spread
 from mi_massive.stats import Estimate
 
@@ -40,10 +41,15 @@ def _losses(arm: Arm, shown: Sequence[ArmContrast], result: DisruptionResult) ->
             f"Under {arm.name} no read-out has both a contextual and a parametric task above "
             "chance before the edit: nothing can be lost."
         )
+    lost = {(c.task, c.readout): c.lost_share for c in result.cells if c.arm == arm.name}
+
+    def each(tasks: Sequence[str], readout: Readout) -> str:
+        return ", ".join(f"{task} {lost[task, readout]:.0%}" for task in tasks)
+
     parts = [
-        f"by {c.readout} {c.contextual_loss.effect:.0%} of the above-chance score of "
-        f"{', '.join(c.contextual_tasks)} and {c.parametric_loss.effect:.0%} of that of "
-        f"{', '.join(c.parametric_tasks)}"
+        f"by {c.readout} {c.contextual_loss.effect:.0%} of the above-chance score of contextual "
+        f"tasks ({each(c.contextual_tasks, c.readout)}) and {c.parametric_loss.effect:.0%} of that "
+        f"of parametric ones ({each(c.parametric_tasks, c.readout)})"
         for c in shown
     ]
     return f"{arm.name} costs {'; '.join(parts)}.{_others(shown, result)}"
@@ -124,11 +130,17 @@ def _diversity(arm: Arm, result: DisruptionResult) -> tuple[list[Estimate], str]
     if not cells:
         return [], "No answers long enough to repeat anything were generated."
     longest = max(cells, key=lambda c: c.distinct_loss.n)
+    before = next(
+        c
+        for c in result.cells
+        if (c.arm, c.task, c.readout) == (INTACT, longest.task, "generation")
+    )
     return (
         [longest.distinct_loss],
         f"Different 2-grams per 2-gram in the answers to {longest.task}: "
-        f"{longest.distinct_2.effect:.2f} under {arm.name}, "
-        f"{longest.distinct_2.effect + longest.distinct_loss.effect:.2f} intact.",
+        f"{longest.distinct_2.effect:.2f} under {arm.name} ({longest.distinct_2.n} answers of two "
+        f"words or more), {before.distinct_2.effect:.2f} intact ({before.distinct_2.n}); the "
+        f"difference is over the {longest.distinct_loss.n} that are so in both.",
     )
 
 

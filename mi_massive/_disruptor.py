@@ -24,7 +24,7 @@ from mi_massive._replacements import (
 from mi_massive._selections import largest_across_heads, select
 from mi_massive.axes import PROJECTIONS, Projection
 from mi_massive.models.attention import AttentionInputs
-from mi_massive.models.passes import ForwardPass
+from mi_massive.models.passes import ForwardPass, refuse_rereading
 from mi_massive.norms import AttentionNorms, Stage
 from mi_massive.rope import ModelGeometry, after_rotation, before_rotation
 
@@ -79,13 +79,8 @@ class Disruptor:
         """Note a forward pass before its layers are seen."""
         if forward.start == 0:
             self._plans.clear()
-            if not self._stated and forward.n_prompt is None and forward.rereads(self._pass):
-                raise RuntimeError(
-                    "prompt_length must be stated for generation without a cache, got a pass that "
-                    "reads the last one again with one token more, which would be edited as a "
-                    "prompt; state it, keep the cache, or open a context for each prompt"
-                )
             if not self._stated:
+                refuse_rereading(forward, self._pass)
                 self.prompt_length = forward.n_prompt or forward.stop
         elif self.prompt_length is None:
             raise RuntimeError(
@@ -147,9 +142,9 @@ class Disruptor:
 
     def _needs_prompt(self) -> bool:
         """True if selection or value are taken from the whole prompt."""
-        per_prompt = self._sources.norms is None and not self._sources.masks
-        token_wise = self.intervention.selection.rule == "across_heads"
-        return (per_prompt and not token_wise) or self.intervention.value.kind in NEEDS_PROMPT
+        fixed = self._sources.norms is not None or bool(self._sources.masks)
+        per_prompt = not fixed and self.intervention.selection.rule != "across_heads"
+        return per_prompt or self.intervention.value.kind in NEEDS_PROMPT
 
     @property
     def forgets(self) -> bool:
@@ -188,9 +183,7 @@ class Disruptor:
                 fresh.copy_(edited)  # the cache's own storage: later tokens see the edit
             else:
                 new[role] = torch.cat([states[:, :, : states.shape[2] - n], edited], dim=2)
-        if not new:
-            return None
-        return replace(seen, **new)
+        return replace(seen, **new) if new else None
 
     def edited(
         self, block: int, projection: Projection, states: Float[Tensor, "batch head pos d_head"]

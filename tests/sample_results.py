@@ -18,6 +18,7 @@ from mi_massive.concentration import (
     ProjectionConcentration,
 )
 from mi_massive.contrasts import ArmContrast
+from mi_massive.control_comparisons import ControlComparison
 from mi_massive.disruption import DisruptionConfig, DisruptionResult
 from mi_massive.patterns import HeadView, PatternsResult
 from mi_massive.records import Provenance
@@ -474,4 +475,27 @@ def disruption_result(*, model: str | None = None, ks: tuple[int, ...] = KS) -> 
         effects=effects(shown),
         config=DisruptionConfig(),
         provenance=provenance() if model is None else provenance(model),
+        comparisons=tuple(
+            comparison(arm, control, n_seeds, task[0], readout)
+            for readout in readouts
+            for arm in shown
+            if arm.role == "treatment"
+            for control, n_seeds in ((INTACT, 1), (f"random k={arm.k}", 2))
+            for task in TASKS
+            if readout == "generation" or task[3] is not None
+        ),
+    )
+
+
+def comparison(arm: Arm, control: str, n_seeds: int, task: str, readout: str) -> ControlComparison:
+    examples = {"n": 40, "n_of": "examples", "null": 0.0, "p_value": 0.0421}
+    gap = damage(arm)[0] / (2 if n_seeds > 1 else 1)
+    return ControlComparison(
+        arm=arm.name,
+        control=control,
+        n_seeds=n_seeds,
+        task=task,
+        readout=readout,
+        score=estimate(gap, 0.1, **examples),
+        logit_diff=estimate(3 * gap, 0.4, **examples) if readout == "options" else NAN,
     )

@@ -24,6 +24,7 @@ from mi_massive.published import published_for
 from mi_massive.report import (
     ReportResults,
     build_report,
+    control_tables,
     disruption,
     disruption_tables,
     folder,
@@ -373,6 +374,7 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "patterns",
         "disruption",
         "disruption_effects",
+        "disruption_controls",
         "conflict",
         "patching",
         "attribution",
@@ -382,6 +384,7 @@ def test_every_result_has_a_table_with_unrounded_numbers(page):
         "quantized_scores",
         "surgery",
         "twins",
+        "twin_abilities",
     }
     assert {entry.name for entry in page.parent.iterdir()} == folder.OWN
     frame = pd.read_parquet(page.parent / "concentration.parquet")
@@ -510,6 +513,19 @@ def test_the_arms_shown_are_those_at_the_verdicts_k_and_presets_without_it(disru
     added = replace(disrupted, arms=(*disrupted.arms, lone))
     names = [arm.name for arm in disruption_tables.shown_arms(added)]
     assert names == [arm.name for arm in disrupted.arms if arm.k == 4] + ["authors_qwen2 k=3"]
+
+
+def test_the_judged_arm_stands_beside_every_control_task_by_task(disrupted):
+    generated, by_options = control_tables.control_tables(disrupted)
+    assert "paper k=4 costs each task more" in generated.caption
+    assert [row[1] for row in generated.rows].count("intact") == len(generated.rows) / 2
+    assert generated.rows[0][1] == "intact"
+    assert generated.rows[-1][1] == "random k=4 (2 seeds)"
+    assert all(len(row) == len(generated.head) for row in generated.rows)
+    assert "logit difference, nats" in by_options.head
+    assert all(len(row) == len(by_options.head) for row in by_options.rows)
+    older = replace(disrupted, comparisons=())
+    assert control_tables.control_tables(older) == []
 
 
 @pytest.mark.parametrize("readout", ["generation", "options"])
@@ -654,6 +670,7 @@ def test_the_parquet_tables_of_the_disruption_are_the_results_own(page, disrupte
     for name, frame in (
         ("disruption", disrupted.to_frame()),
         ("disruption_effects", disrupted.effects_frame()),
+        ("disruption_controls", disrupted.comparisons_frame()),
     ):
         pd.testing.assert_frame_equal(pd.read_parquet(page.parent / f"{name}.parquet"), frame)
     config = json.loads((page.parent / "summary.json").read_text())["provenance"]["config"]

@@ -37,18 +37,30 @@ class ForwardPass:
     ids: Int[Tensor, "batch pos"] | None = None
     """Token ids, where the pass is given them."""
 
-    def rereads(self, earlier: "ForwardPass | None") -> bool:
-        """True if this pass reads the whole text of an earlier one again, and one token more."""
-        if earlier is None or self.ids is None or earlier.ids is None:
-            return False
-        before, now = earlier.ids, self.ids
-        longer = (self.start, earlier.start) == (0, 0) and now.shape[1] == before.shape[1] + 1
-        return longer and len(now) == len(before) and torch.equal(now[:, :-1], before)
-
     @property
     def stop(self) -> int:
         """Columns after this pass."""
         return self.start + self.real.shape[1]
+
+
+def refuse_rereading(now: ForwardPass, earlier: ForwardPass | None) -> None:
+    """Raise if a pass reads the text of an earlier one again, and one token more.
+
+    So generates a model without a cache; which of its tokens are prompt, nobody has stated.
+
+    Raises:
+        RuntimeError: If so.
+    """
+    if now.n_prompt is not None or earlier is None or now.ids is None or earlier.ids is None:
+        return
+    longer = earlier.start == 0 and now.ids.shape[1] == earlier.ids.shape[1] + 1
+    same_rows = longer and len(now.ids) == len(earlier.ids)
+    if same_rows and torch.equal(now.ids[:, :-1], earlier.ids):
+        raise RuntimeError(
+            "prompt_length must be stated for generation without a cache, got a pass that reads "
+            "the last one again with one token more, which would be edited as a prompt; state it, "
+            "keep the cache, or open a context for each prompt"
+        )
 
 
 _stated: ContextVar[tuple[int | None, int]] = ContextVar("stated", default=(None, 1))

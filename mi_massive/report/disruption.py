@@ -1,6 +1,7 @@
 """The section on disruption: what tasks and neutral text lose under each arm."""
 
 from mi_massive.disruption import DisruptionResult
+from mi_massive.report.control_tables import control_tables
 from mi_massive.report.disruption_tables import (
     READ_BY,
     disruption_tables,
@@ -31,7 +32,11 @@ def disruption_section(result: DisruptionResult, *, title: str) -> Section:
         title=title,
         question=_question(result, ks),
         pictures=tuple(pictures),
-        tables=(*disruption_tables(result), *([published] if published else [])),
+        tables=(
+            *disruption_tables(result),
+            *control_tables(result),
+            *([published] if published else []),
+        ),
         limits=_LIMITS,
     )
 
@@ -92,7 +97,7 @@ def _dose(result: DisruptionResult, readout: Readout) -> Picture:
         f"dose-{readout}",
         f"What more dimensions cost, {READ_BY[readout]}",
         "One line a preset. The first two panels show the share of the above-chance score that "
-        "is lost, 0 nothing and 1 all, as a mean over the tasks that were above chance before. "
+        "is lost, 0 nothing and 1 all, of all tasks together that were above chance before. "
         "The third shows the rise of the cross-entropy on neutral text: judge losses at equal "
         "damage. Bars are intervals, or the range over seeds. Points at one k stand a little "
         "apart.",

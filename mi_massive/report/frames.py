@@ -38,6 +38,13 @@ def _dimensions(result: ConcentrationResult) -> Any:
     return pd.concat(parts, ignore_index=True)
 
 
+def _controls(results: ReportResults) -> Any:
+    """Treatments beside controls, task by task."""
+    if results.disruption is None or not results.disruption.comparisons:
+        return None
+    return results.disruption.comparisons_frame()
+
+
 def _patterns(results: ReportResults) -> Any:
     if results.patterns is None:
         return None
@@ -92,6 +99,7 @@ TABLES: Final[dict[str, Callable[[ReportResults], Any]]] = {
     "patterns": _patterns,
     "disruption": lambda results: results.disruption and results.disruption.to_frame(),
     "conflict": lambda results: results.conflict and results.conflict.to_frame(),
+    "disruption_controls": _controls,
     "disruption_effects": lambda results: results.disruption and results.disruption.effects_frame(),
     "patching": lambda results: _cells(results.patching),
     "attribution": lambda results: _cells(results.attributions),
