@@ -56,7 +56,7 @@ def add_options(
 def run(experiment: str, name: str, given: argparse.Namespace) -> DisruptionResult:
     """Run one model on every task and arm, and record it; finished cells are taken from disk."""
     model = load(name, given)
-    tasks = load_tasks(model, given.tasks, data=given.data, limit=given.limit)
+    tasks = load_tasks(model, given.tasks, data=given.data, limit=given.limit, chat=given.chat)
     arms = make_arms(given.presets, ks=given.k or None, n_seeds=given.seeds)
     config = DisruptionConfig(
         evaluation=EvaluationConfig(

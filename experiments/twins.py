@@ -24,9 +24,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from mi_massive import TwinsConfig, TwinShape, TwinsResult, save_result, train_twins
+from mi_massive.models.load import DTYPES
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twins import TwinProgress
 
@@ -51,7 +50,7 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, help="windows a step, instead of the scale's")
     options.add_argument("--workers", type=int, help="twins that train at once")
     options.add_argument("--device", default="cpu")
-    options.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    options.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     options.add_argument("--cells", type=Path, default=HERE.parent / "cells")
     options.add_argument("--out", type=Path, default=HERE / "records")
     options.add_argument("--record", help="name of the record, instead of twins_CORPUS_SCALE")
@@ -72,7 +71,7 @@ def main() -> None:
         config,
         folder=given.cells,
         device=given.device,
-        dtype=getattr(torch, given.dtype),
+        dtype=DTYPES[given.dtype],
         n_workers=given.workers,
         on_progress=say,
     )

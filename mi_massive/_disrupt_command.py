@@ -86,7 +86,7 @@ def disrupt_command(
 
     arms = make_arms(split(preset), ks=ks, n_seeds=seeds)
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
-    asked = asked_tasks(loaded, names, own, limit=limit, data=data)
+    asked = asked_tasks(loaded, names, own, limit=limit, data=data, chat=chat)
     with progress((1 + len(arms)) * len(asked), quiet=quiet, what="cells") as advance:
         result = run_disruption(
             loaded,
@@ -249,12 +249,13 @@ def asked_tasks(
     *,
     limit: int | None,
     data: Path | None = None,
+    chat: bool = False,
 ) -> list[Task]:
     """The tasks by these names, in their order."""
     from mi_massive.battery import load_tasks
 
     return [
-        own[name] if name in own else load_tasks(model, [name], data=data, limit=limit)[0]
+        own.get(name) or load_tasks(model, [name], data=data, limit=limit, chat=chat)[0]
         for name in names
     ]
 

@@ -16,6 +16,7 @@ from mi_massive.arms import Arm, make_arms
 from mi_massive.disruption import DisruptionConfig, DisruptionResult, run_disruption
 from mi_massive.models.base import HookedModel
 from mi_massive.models.errors import UnsupportedModelError
+from mi_massive.prompts import tokenize_prompts
 from mi_massive.scores import EvaluationConfig
 from mi_massive.tasks import TASKS as TASK_SOURCES
 from mi_massive.tasks import Task, load_task
@@ -42,6 +43,7 @@ def load_tasks(
     *,
     data: Path | None = None,
     limit: int | None = None,
+    chat: bool = False,
 ) -> list[Task]:
     """Tasks by name, their lengths counted by the model's own tokenizer.
 
@@ -51,6 +53,7 @@ def load_tasks(
         data: For tasks of the hub: a file that stands in for it, or a folder of `TASK.jsonl`.
             Without it the hub is asked.
         limit: Examples of each; None takes the task's own number.
+        chat: Whether they will be asked in the chat template, which then counts as well.
 
     Returns:
         The tasks in the order of their names.
@@ -63,12 +66,20 @@ def load_tasks(
     encode = cast(Any, model.tokenizer).encode
 
     def count(text: str) -> int:
+        if chat:
+            return len(tokenize_prompts(model.tokenizer, [text], chat=True).input_ids[0])
         return len(encode(text, add_special_tokens=False))
 
     def rows(name: str) -> Path | None:
-        file = data / f"{name}.jsonl" if data is not None and data.is_dir() else data
         stands_in = name in TASK_SOURCES and TASK_SOURCES[name].hub is not None
-        return file if stands_in else None
+        if not stands_in or data is None or not data.is_dir():
+            return data if stands_in else None
+        file = data / f"{name}.jsonl"
+        if not file.exists():
+            raise FileNotFoundError(
+                f"data must be a file, or a folder that holds {name}.jsonl, got {data} without it"
+            )
+        return file
 
     return [load_task(name, data=rows(name), limit=limit, count_tokens=count) for name in names]
 

@@ -29,7 +29,13 @@ class _Stops(StopStringCriteria):
     """Ends rows at stop strings and notes when: what follows there is padding or runs on."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        super().__init__(tokenizer, list(stop))
+        try:
+            super().__init__(tokenizer, list(stop))
+        except ValueError as error:  # transformers' "substring not found"
+            raise ValueError(
+                f"stop must be empty for a {type(tokenizer).__name__} whose tokens transformers' "
+                f"stop criterion cannot read, got {list(stop)}: {error}"
+            ) from error
         self._ended: list[Bool[Tensor, "batch"]] = []
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:

@@ -1,5 +1,6 @@
 """The battery of the report: its tasks fit the model's own tokenizer, and every arm is run."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mi_massive import battery
 from mi_massive.battery import battery_arms, load_tasks, n_cells, run_battery
 from mi_massive.models import HookedModel, UnsupportedModelError, load_model
 from mi_massive.presets import PRESETS
+from mi_massive.prompts import tokenize_prompts
 
 
 @pytest.fixture(scope="module", name="model")
@@ -23,6 +25,23 @@ def test_lengths_are_counted_by_the_models_own_tokenizer(model: HookedModel) -> 
     assert len(task.examples) == 4
     for example in task.examples:
         assert 100 <= len(model.tokenizer.encode(example.prompt, add_special_tokens=False)) <= 128
+
+
+def test_in_a_chat_the_template_counts_as_well(model: HookedModel) -> None:
+    chatting = copy.copy(model)
+    chatting.tokenizer = copy.deepcopy(model.tokenizer)
+    chatting.tokenizer.chat_template = (
+        "{% for m in messages %}" + "t1 " * 30 + "{{ m['content'] }} t2 t3{% endfor %}"
+    )
+    (task,) = load_tasks(chatting, ("passkey_128_6",), limit=4, chat=True)
+    for example in task.examples:
+        asked = tokenize_prompts(chatting.tokenizer, [example.question], chat=True).input_ids[0]
+        assert 100 <= len(asked) <= 128
+
+
+def test_a_folder_without_the_rows_is_named(model: HookedModel, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a folder that holds gsm8k.jsonl, got .* without"):
+        load_tasks(model, ("gsm8k",), data=tmp_path)
 
 
 def test_rows_come_from_a_file_or_a_folder_of_files(model: HookedModel, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ class _Models:
     def __init__(self, device: str) -> None:
         self._device = device
         self._held: tuple[object, HookedModel | Exception] | None = None
-        self.tasks: dict[str, Task] = {}
+        self.tasks: dict[tuple[str, bool], Task] = {}
 
     def get(self, cell: SweepCell) -> HookedModel:
         """The model of a cell; one that cannot be loaded is tried once."""
@@ -158,18 +158,19 @@ class _Models:
 def compute_cell(store: Store, models: _Models, grid: SweepGrid, cell: SweepCell) -> TaskResult:
     """The cell's result, equal to what `run_disruption` computes for this arm and task."""
     model, config = models.get(cell), grid.evaluation_for(cell.model)
-    if cell.task not in models.tasks:
-        models.tasks[cell.task] = _task(grid, cell.task, model)
-    task = models.tasks[cell.task]
+    asked = (cell.task, cell.model.chat)
+    if asked not in models.tasks:
+        models.tasks[asked] = _task(grid, cell.task, model, chat=cell.model.chat)
+    task = models.tasks[asked]
     arm = cell.arm and _matched(store, model, grid, cell, cell.arm)
     edit = None if arm is None else arm.intervention
     return evaluate(model, task, intervention=edit, config=evaluation_of(task, config))
 
 
-def _task(grid: SweepGrid, name: str, model: HookedModel) -> Task:
+def _task(grid: SweepGrid, name: str, model: HookedModel, *, chat: bool) -> Task:
     if name in TASKS:
         data = None if grid.data is None else Path(grid.data)
-        return load_tasks(model, [name], data=data, limit=grid.limit)[0]
+        return load_tasks(model, [name], data=data, limit=grid.limit, chat=chat)[0]
     own = load_own_task(Path(name))
     return own if grid.limit is None else own.first(grid.limit)
 
