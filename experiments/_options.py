@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from mi_massive import HookedModel, load_model, save_result
-from mi_massive.models.load import DTYPES
 
 HERE = Path(__file__).parent
 
@@ -14,7 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Which models, how they run, where finished cells and records lie."""
     parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=[*DTYPES])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--cells", type=Path, default=HERE.parent / "cells")
     parser.add_argument("--out", type=Path, default=HERE / "records")
@@ -22,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def load(name: str, given: argparse.Namespace) -> HookedModel:
     """The model as the options ask for it."""
-    return load_model(name, device=given.device, dtype=DTYPES[given.dtype])
+    return load_model(name, device=given.device, dtype=getattr(torch, given.dtype))
 
 
 def counter(what: str, total: int | None = None) -> Callable[[int], None]:

@@ -25,7 +25,6 @@ from mi_massive import (
 )
 from mi_massive.command_speed import measure_commands
 from mi_massive.generation_speed import measure_generation_speed
-from mi_massive.models.load import DTYPES
 from mi_massive.patch_speed import measure_patch_speed
 from mi_massive.speed import measure_peak_memory, measure_speed, token_ids
 
@@ -46,7 +45,7 @@ SHAPES = {
 
 def model_of(given: argparse.Namespace) -> HookedModel:
     """The model that is asked for, or random weights of a shape behind that one's tokenizer."""
-    dtype = DTYPES[given.dtype]
+    dtype = getattr(torch, given.dtype)
     if given.shape is None:
         return load_model(given.model, device=given.device, dtype=dtype)
     torch.manual_seed(0)

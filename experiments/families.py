@@ -20,7 +20,6 @@ from mi_massive import default_passages, measure_families, save_result
 from mi_massive.families import SEEDS
 from mi_massive.family_rows import FamilyRow
 from mi_massive.models import SHAPES, build_shape
-from mi_massive.models.load import DTYPES
 
 RECORDS = Path(__file__).parent / "records"
 BUILT_IN = ("smollm2-135m-instruct", "all-minilm-l6-v2")
@@ -29,7 +28,7 @@ BUILT_IN = ("smollm2-135m-instruct", "all-minilm-l6-v2")
 def main() -> None:
     """Measure every model of the list, print a line for each, record the table."""
     given = read_options()
-    dtype = DTYPES[given.dtype]
+    dtype = getattr(torch, given.dtype)
     if given.list:
         for name, n_weights in SEEDS.items():
             print(f"{name}: {n_weights * dtype.itemsize / 1e9:.1f} GB in {given.dtype}")

@@ -25,7 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mi_massive import TwinsConfig, TwinShape, TwinsResult, save_result, train_twins
-from mi_massive.models.load import DTYPES
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twins import TwinProgress
 
@@ -71,7 +70,7 @@ def main() -> None:
         config,
         folder=given.cells,
         device=given.device,
-        dtype=DTYPES[given.dtype],
+        dtype=getattr(torch, given.dtype),
         n_workers=given.workers,
         on_progress=say,
     )
