@@ -16,6 +16,8 @@ Command: python experiments/families.py
 import argparse
 from pathlib import Path
 
+import torch
+
 from mi_massive import default_passages, measure_families, save_result
 from mi_massive.families import SEEDS
 from mi_massive.family_rows import FamilyRow

@@ -24,6 +24,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from mi_massive import TwinsConfig, TwinShape, TwinsResult, save_result, train_twins
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twins import TwinProgress
