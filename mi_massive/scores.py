@@ -268,7 +268,9 @@ def _cell(
         score=score,
         legacy_score=after.legacy_score(),
         change=compared.difference,
-        lost_share=-compared.difference.effect / room if compared.above_chance_before else np.nan,
+        lost_share=0.0 - compared.difference.effect / room
+        if compared.above_chance_before
+        else np.nan,
         smallest_difference=compared.smallest_difference,
         logit_diff=after.logit_diff(),
         failed_extraction=after.failed_extraction,
