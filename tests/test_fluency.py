@@ -1,5 +1,6 @@
 """Answers are scored with their prompt, by the intact model and by the arm that wrote them."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,20 @@ def test_the_intact_model_comes_first_and_scores_itself(result: FluencyResult) -
     assert paper.log_perplexity.effect != paper.own_log_perplexity.effect
     # Greedy answers are the most probable ones to the model that gives them.
     assert paper.log_perplexity.effect > intact.log_perplexity.effect
+
+
+def test_changes_are_paired_with_the_intact_models_answers(result: FluencyResult) -> None:
+    intact, paper = result.rows
+    assert paper.added_log_perplexity.effect == pytest.approx(
+        paper.log_perplexity.effect - intact.log_perplexity.effect
+    )
+    assert paper.added_log_perplexity.n == paper.log_perplexity.n
+    assert 0 < paper.added_log_perplexity.p_value <= 1
+    assert paper.distinct_loss.effect == pytest.approx(
+        intact.distinct_2.effect - paper.distinct_2.effect
+    )
+    assert intact.added_log_perplexity.effect == 0
+    assert math.isnan(intact.added_log_perplexity.p_value)
 
 
 def test_the_provenance_is_of_the_whole_run_not_of_its_last_arm(
