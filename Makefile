@@ -51,6 +51,7 @@ TWINS := stdlib stdlib_theta mixture
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
 	$(BIN)/mi-massive report $(MODEL) --out report --overwrite \
 		$(addprefix --conflict ,$(wildcard $(RECORDS)/conflict_$(MODEL).json)) \
+		$(addprefix --fluency ,$(wildcard $(RECORDS)/figure3_$(MODEL).json)) \
 		$(addprefix --patched ,$(wildcard $(PATCHED:%=$(RECORDS)/patching_%_$(MODEL).json))) \
 		$(addprefix --quantization ,$(wildcard $(RECORDS)/state_quantization_$(MODEL).json)) \
 		$(addprefix --quantization ,$(wildcard $(RECORDS)/quantization_$(MODEL).json)) \

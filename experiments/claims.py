@@ -1,7 +1,7 @@
 """Which of the paper's claims hold on a model? (C1 to C9).
 
 Question: the verdicts of the report's scoreboard, with effect, interval, n and test. C4 and C5 are
-judged on the record of `table1.py`, C6 on that of `conflict.py`, C7 on those of
+judged on the records of `table1.py` and `figure3.py`, C6 on that of `conflict.py`, C7 on those of
 `state_quantization.py` and `quantization.py`, C3b, C8e and C9b on those of `twins.py`, where there
 are any.
 Refuted by: what each rule states; a verdict "not supported" is a finding.
@@ -34,9 +34,9 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
-    table1, conflict, states, weights = (
+    table1, conflict, answers, states, weights = (
         RECORDS / f"{name}_{short(given.model)}.json"
-        for name in ("table1", "conflict", "state_quantization", "quantization")
+        for name in ("table1", "conflict", "figure3", "state_quantization", "quantization")
     )
     sets = [RECORDS / f"twins_{name}_small.json" for name in ("stdlib", "stdlib_theta", "mixture")]
     twins = [path for path in sets if path.exists()]
@@ -46,6 +46,7 @@ def main() -> None:
         control=load_model(given.control, device=given.device),
         disruption=load_result(table1) if table1.exists() else None,
         conflict=load_result(conflict) if conflict.exists() else None,
+        fluency=load_result(answers) if answers.exists() else None,
         quantization=load_result(states) if states.exists() else None,
         quantized=load_result(weights) if weights.exists() else None,
         twins=[load_result(path) for path in twins],

@@ -12,6 +12,7 @@ from mi_massive.conflict import ConflictResult
 from mi_massive.conflict_scores import ConflictCell
 from mi_massive.controls import behind_label
 from mi_massive.disruption import DisruptionResult
+from mi_massive.fluency import FluencyResult
 from mi_massive.scores import INTACT
 
 _FEWEST: Final = 10
@@ -22,6 +23,7 @@ def edit_findings(
     observed: ConcentrationResult,
     disruption: DisruptionResult | None,
     conflict: ConflictResult | None,
+    fluency: FluencyResult | None = None,
 ) -> list[Finding]:
     """What the experiments with edits say about C4, C5 and C6; one that was not run says nothing.
 
@@ -31,7 +33,9 @@ def edit_findings(
     found: list[Finding] = []
     if disruption is not None:
         require_same_model("disruption", disruption.provenance, observed.provenance)
-        found += disruption_findings(disruption)
+        if fluency is not None:
+            require_same_model("fluency", fluency.provenance, observed.provenance)
+        found += disruption_findings(disruption, fluency)
     if conflict is not None:
         require_same_model("conflict", conflict.provenance, observed.provenance)
         found += conflict_findings(conflict)

@@ -12,6 +12,7 @@ from mi_massive.attention_effects import EffectsResult
 from mi_massive.contrasts import ArmContrast
 from mi_massive.controls import behind_label
 from mi_massive.disruption import DisruptionResult
+from mi_massive.fluency import FluencyResult
 from mi_massive.scores import INTACT, Readout
 from mi_massive.seed_spreads import Spread
 from mi_massive.stats import Estimate
@@ -20,7 +21,9 @@ Finding = tuple[str, list[Estimate], str]
 """Claim, the estimates that must all pass, and the reading."""
 
 
-def disruption_findings(result: DisruptionResult) -> tuple[Finding, ...]:
+def disruption_findings(
+    result: DisruptionResult, fluency: FluencyResult | None = None
+) -> tuple[Finding, ...]:
     """What the preset `paper` shows about C4 and C5, at the first k that has a matched control."""
     arm = result.judged
     if arm is None:
@@ -31,7 +34,7 @@ def disruption_findings(result: DisruptionResult) -> tuple[Finding, ...]:
         ("C4a", [c.contrast for c in shown], _losses(arm, shown, result)),
         ("C4b", [c.beyond_control for c in shown], _beyond(arm, shown, result)),
         ("C5a", [_perplexity_ratio(result, arm.name)], _damage(arm, result)),
-        ("C5b", *_diversity(arm, result)),
+        ("C5b", *(_diversity(arm, result) if fluency is None else _varied(arm, fluency))),
     )
 
 
@@ -141,6 +144,24 @@ def _diversity(arm: Arm, result: DisruptionResult) -> tuple[list[Estimate], str]
         f"{longest.distinct_2.effect:.2f} under {arm.name} ({longest.distinct_2.n} answers of two "
         f"words or more), {before.distinct_2.effect:.2f} intact ({before.distinct_2.n}); the "
         f"difference is over the {longest.distinct_loss.n} that are so in both.",
+    )
+
+
+def _varied(arm: Arm, fluency: FluencyResult) -> tuple[list[Estimate], str]:
+    """Diversity of long answers, beside what every other arm leaves of it."""
+    rows = {(row.arm, row.task): row for row in fluency.rows}
+    tasks = [row.task for row in fluency.rows if row.arm == arm.name]
+    if not tasks:
+        return [], f"No answers were measured for their diversity under {arm.name}."
+    others = [a.name for a in fluency.arms if a.name != arm.name]
+
+    def each(name: str) -> str:
+        return ", ".join(f"{task} {rows[name, task].distinct_2.effect:.2f}" for task in tasks)
+
+    return (
+        [rows[arm.name, task].distinct_loss for task in tasks],
+        f"Different 2-grams per 2-gram in the answers to {each(arm.name)} under {arm.name}; "
+        f"intact {each(INTACT)}; " + "; ".join(f"{name} {each(name)}" for name in others) + ".",
     )
 
 

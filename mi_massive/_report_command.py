@@ -43,6 +43,10 @@ def report_command(
         Path | None,
         typer.Option(help="Saved result of `mi-massive conflict` on this model (C6), to show."),
     ] = None,
+    fluency: Annotated[
+        Path | None,
+        typer.Option(help="Saved perplexity and diversity of answers on this model, to judge C5b."),
+    ] = None,
     patching: Annotated[
         int, typer.Option(min=0, help="Known facts to contradict and patch; 0: no patching.")
     ] = 0,
@@ -103,6 +107,7 @@ def report_command(
     require_one_source("--conflicts", conflicts, "--conflict", conflict)
     require_one_source("--patching", patching, "--patched", patched)
     contradicted = saved_result("--conflict", conflict, ("ConflictResult",), named)
+    written = saved_result("--fluency", fluency, ("FluencyResult",), named)
     exchanged = saved_patches(patched or [], named)
     taken_apart = saved_result("--surgery", surgery, ("SurgeryResult",), named)
     in_few_bits = saved_quantization(quantization or [], named)
@@ -142,6 +147,7 @@ def report_command(
             control_prompts=others,
             disruption=disruption,
             conflict=contradicted,
+            fluency=written,
             **in_few_bits,
             surgery=taken_apart,
             twins=trained,

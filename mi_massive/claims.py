@@ -38,6 +38,7 @@ from mi_massive.bands import BandsResult
 from mi_massive.concentration import ConcentrationResult
 from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
+from mi_massive.fluency import FluencyResult
 from mi_massive.protection import StateQuantizationResult
 from mi_massive.quantization_results import QuantizationResult
 from mi_massive.records import Provenance
@@ -85,6 +86,7 @@ def scoreboard(
     control: ConcentrationResult | None = None,
     disruption: DisruptionResult | None = None,
     conflict: ConflictResult | None = None,
+    fluency: FluencyResult | None = None,
     quantization: StateQuantizationResult | None = None,
     quantized: QuantizationResult | None = None,
     twins: Sequence[TwinsResult] = (),
@@ -102,6 +104,7 @@ def scoreboard(
         control: Of a model without rotary position embeddings, on the same prompts.
         disruption: Of the same model; without it C4 and C5 have no row.
         conflict: Of the same model; without it C6 has no row.
+        fluency: Of the same model; judges C5b in the place of the tasks' answers.
         quantization: Of the same model; without it C7a and C7b have no row.
         quantized: Of the same model; without it C7c and C7d have no row.
         twins: Sets of small models of their own: the first judges C3b and C9b, all together C8e;
@@ -112,8 +115,8 @@ def scoreboard(
 
     Raises:
         ValueError: If `bands` or `symmetry` come from another capture, `control` rotates or has
-            another number of prompts, or `disruption`, `conflict`, `quantization` or `quantized`
-            come from another model.
+            another number of prompts, or `disruption`, `conflict`, `fluency`, `quantization` or
+            `quantized` come from another model.
     """
     for name, result in (("bands", bands), ("symmetry", symmetry)):
         if result is not None:
@@ -121,7 +124,7 @@ def scoreboard(
     if control is not None:
         require_control(control, concentration)
     claims = (
-        *(_claim(*found) for found in edit_findings(concentration, disruption, conflict)),
+        *(_claim(*found) for found in edit_findings(concentration, disruption, conflict, fluency)),
         *(_claim(*found) for found in quantization_findings(quantization, concentration)),
         *(_claim(*found) for found in method_findings(quantized, concentration)),
         *(_claim(*found) for found in twin_findings(twins)),
@@ -204,12 +207,8 @@ def _low_frequency(result: ConcentrationResult, bands: BandsResult | None) -> Cl
         f"{percent(q.low_half_share)} (q), {percent(k.low_half_share)} (k) and "
         f"{percent(v.low_half_share)} (v)."
     )
-    return _claim(
-        "C8a",
-        [q.massive_low_half_share, k.massive_low_half_share],
-        reading,
-        undecided=mostly_unrotated(bands),
-    )
+    shares = [q.massive_low_half_share, k.massive_low_half_share]
+    return _claim("C8a", shares, reading, undecided=mostly_unrotated(bands))
 
 
 def _symmetric_over_heads(result: ConcentrationResult, symmetry: SymmetryResult | None) -> Claim:

@@ -9,6 +9,7 @@ from mi_massive.claims import scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
 from mi_massive.conflict import ConflictResult
 from mi_massive.disruption import DisruptionResult
+from mi_massive.fluency import FluencyResult
 from mi_massive.models.base import HookedModel
 from mi_massive.norms import AttentionNorms
 from mi_massive.patch_results import AttributionResult, PatchedPatternsResult, PatchingResult
@@ -45,6 +46,7 @@ def run_study(
     control_prompts: TokenizedPrompts | Sequence[str] | None = None,
     disruption: DisruptionResult | None = None,
     conflict: ConflictResult | None = None,
+    fluency: FluencyResult | None = None,
     patching: Sequence[PatchingResult] = (),
     attributions: Sequence[AttributionResult] = (),
     patched_patterns: PatchedPatternsResult | None = None,
@@ -67,6 +69,7 @@ def run_study(
             the results says so.
         disruption: Of the same model, from `run_battery` or `run_disruption`, for C4 and C5.
         conflict: Of the same model, from `run_conflict`, for C6.
+        fluency: Of the same model, from `measure_fluency`, to judge C5b.
         patching: Of the same model, from `patch`, for the report's section.
         attributions: Of the same model, from `attribute`, for the same section.
         patched_patterns: Of the same model, from `capture_patched_patterns`, for the same section.
@@ -114,6 +117,7 @@ def run_study(
             control=controlled,
             disruption=disruption,
             conflict=conflict,
+            fluency=fluency,
             quantization=quantization,
             quantized=quantized,
             twins=twins,

@@ -17,8 +17,10 @@ from mi_massive.claims import Claim, ScoreboardResult, scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
 from mi_massive.conflict_scores import conflict_cells
 from mi_massive.disruption import DisruptionResult
+from mi_massive.fluency import Fluency, FluencyResult
 from mi_massive.norms import AttentionNorms
 from mi_massive.records import load_result, save_result
+from mi_massive.scores import EvaluationConfig
 from mi_massive.stats import Estimate
 from mi_massive.symmetry import SymmetryConfig, SymmetryResult, symmetry
 
@@ -407,6 +409,44 @@ def test_c4_and_c5_are_about_the_papers_edit_that_has_a_matched_control() -> Non
     losses = [c.distinct_loss.effect for c in result.cells if c.arm == name]
     assert found["C5b"].estimate.effect in losses
     assert name in found["C4a"].reading
+
+
+def test_c5b_is_judged_on_long_answers_where_they_were_measured() -> None:
+    observed, result = sample_results.concentration_result(), sample_results.disruption_result()
+    assert result.judged is not None
+    name = result.judged.name
+
+    def row(arm: str, task: str, lost: float) -> Fluency:
+        value = sample_results.estimate(0.9 - lost, 0.05, n=12, n_of="answers")
+        loss = sample_results.estimate(lost, 0.1, n=12, n_of="answers", null=0.0, p_value=0.01)
+        measures = dict.fromkeys(("log_perplexity", "own_log_perplexity", "repetition"), value)
+        changes = {"distinct_2": value, "distinct_loss": loss, "added_log_perplexity": loss}
+        return Fluency(arm=arm, task=task, n_empty=0, **measures, **changes)
+
+    arms = (Arm(preset="paper", k=4), Arm(preset="smallest", k=4))
+    losses = {"intact": (0.0, 0.0), name: (0.5, 0.3), "smallest k=4": (0.01, 0.0)}
+    written = FluencyResult(
+        rows=tuple(
+            row(arm, task, lost)
+            for arm, pair in losses.items()
+            for task, lost in zip(("gsm8k", "imdb"), pair, strict=True)
+        ),
+        arms=arms,
+        config=EvaluationConfig(),
+        provenance=observed.provenance,
+    )
+    board = scoreboard(observed, disruption=result, fluency=written)
+    (claim,) = (claim for claim in board.claims if claim.id == "C5b")
+    assert claim.verdict == "supported"
+    assert claim.estimate.effect == 0.3  # the weaker of the two tasks decides
+    assert f"gsm8k 0.40, imdb 0.60 under {name}" in claim.reading
+    assert "intact gsm8k 0.90, imdb 0.90" in claim.reading
+    assert "smallest k=4 gsm8k 0.89, imdb 0.90" in claim.reading
+    other = dataclasses.replace(
+        written, provenance=dataclasses.replace(observed.provenance, model="other")
+    )
+    with pytest.raises(ValueError, match="fluency"):
+        scoreboard(observed, disruption=result, fluency=other)
 
 
 def test_c4b_says_how_equal_arm_and_control_are_in_damage_to_neutral_text() -> None:

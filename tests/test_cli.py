@@ -113,7 +113,15 @@ def test_help_names_every_option(command: str, run: Run) -> None:
         "--batch-size",
     ]
     own = {
-        "report": ["--out", "--control", "--examples", "--conflict", "--patched", "--surgery"],
+        "report": [
+            "--out",
+            "--control",
+            "--examples",
+            "--conflict",
+            "--fluency",
+            "--patched",
+            "--surgery",
+        ],
         "bands": ["--n-bands"],
     }
     wanted = options.get(command, [*common, "--skip-first", *own.get(command, ["--save"])])
