@@ -93,13 +93,16 @@ def _example(row: Row, i: int) -> Example:
     others = {name: text_in(row, name) for name in _OPTIONAL if row.values.get(name)}
     # A word that follows a word needs its space; after a line break it does not.
     space = "" if prompt.endswith("\n") else " "
-    return Example(
-        id=others.get("id", str(i)),
-        prompt=prompt,
-        question=others.get("question", prompt),
-        answer=answer,
-        options=tuple(o if o[0].isspace() else f"{space}{o}" for o in options),
-        gold=stripped.index(answer) if options else None,
-        condition=others.get("condition", ""),
-        group=others.get("group", str(i)),
-    )
+    try:
+        return Example(
+            id=others.get("id", str(i)),
+            prompt=prompt,
+            question=others.get("question", prompt),
+            answer=answer,
+            options=tuple(o if o[:1].isspace() else f"{space}{o}" for o in options),
+            gold=stripped.index(answer) if options else None,
+            condition=others.get("condition", ""),
+            group=others.get("group", str(i)),
+        )
+    except ValueError as error:
+        raise ValueError(f"{error} ({row.where})") from error
