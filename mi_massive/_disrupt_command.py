@@ -151,6 +151,7 @@ def _print(result: Any) -> None:
                 "interval": f"{cell.score.low:.2f} .. {cell.score.high:.2f}",
                 "n": cell.score.n,
                 "chance": f"{cell.floor:.2f}",
+                "above_chance": f"{cell.above_chance:.2f}",
                 "p_of_change": "-" if cell.arm == INTACT else f"{cell.change.p_value:.2g}",
             }
             | ({"no_answer": f"{cell.failed_extraction:.2f}"} if readout == "generation" else {})

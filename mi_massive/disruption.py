@@ -92,6 +92,7 @@ class DisruptionResult:
             {
                 **{n: getattr(c, n) for n in ("arm", "task", "kind", "readout", "floor")},
                 **_columns("score", c.score),
+                "above_chance": c.above_chance,
                 "legacy_score": c.legacy_score.effect,
                 **_columns("change", c.change),
                 "change_p_value": c.change.p_value,

@@ -220,6 +220,11 @@ class Cell:
     """Share of a text's 4-grams that occur more than once, mean over texts."""
     n_edits: int
 
+    @property
+    def above_chance(self) -> float:
+        """The score between chance (0) and perfect (1); NaN without an answer."""
+        return float(chance_corrected(np.array(self.score.effect), self.floor))
+
 
 def cells_of(
     intact: Sequence[TaskResult], by_arm: Mapping[str, Sequence[TaskResult]], *, seed: int = 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sample_results
 import scipy.stats
 from builders import build_provenance
 from statsmodels.stats.proportion import proportion_confint
@@ -263,3 +264,11 @@ def test_a_read_out_that_one_condition_lacks_is_refused() -> None:
     before, after = graded(True), graded(True, config=EvaluationConfig())
     with pytest.raises(ValueError, match="readout must be one of generation, got 'options'"):
         compare(before, after, readout="options")
+
+
+def test_a_cell_has_its_score_above_chance_beside_the_raw_one() -> None:
+    frame = sample_results.disruption_result().to_frame()
+    shown = frame[(frame["readout"] == "options") & frame["score"].notna()]
+    expected = (shown["score"] - shown["floor"]) / (1 - shown["floor"])
+    assert len(shown)
+    assert shown["above_chance"].tolist() == pytest.approx(expected.tolist())

@@ -225,12 +225,14 @@ def score_table(result: DisruptionResult, readout: Readout) -> Table:
     tests = "; ".join(sorted({cell.change.test for cell in cells if cell.arm != INTACT}))
     return Table(
         caption=f"Scores {READ_BY[readout]} ({_levels([cell.score for cell in cells])}; change: "
-        f"{tests}, p corrected over all arms, tasks and read-outs)",
+        f"{tests}, p corrected over all arms, tasks and read-outs; above chance: 0 is a guess, 1 "
+        "perfect)",
         head=(
             "task",
             "arm",
             "share right",
             "chance",
+            "above chance",
             "change",
             "p",
             "lost share",
@@ -262,6 +264,7 @@ def _score_row(cell: Cell, *, generated: bool) -> tuple[str, ...]:
         cell.arm,
         _with_interval(cell.score),
         text.number(cell.floor),
+        text.number(cell.above_chance),
         _NONE if intact else _with_interval(cell.change),
         _NONE if intact else text.p_value(cell.change.p_value),
         "at chance before" if stuck else _NONE if intact else text.number(cell.lost_share),
