@@ -33,6 +33,7 @@ jaxtyping).
 """
 
 import importlib.metadata
+import sys
 from typing import TYPE_CHECKING, Any
 
 # Before the hook: while one of our modules is being executed, jaxtyping renames the bytecode cache
@@ -43,6 +44,10 @@ from jaxtyping import install_import_hook
 install_import_hook(
     "mi_massive", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
+
+from mi_massive._preload import TransformersFirst  # noqa: E402
+
+sys.meta_path.insert(0, TransformersFirst())
 
 # Functions named like their modules are bound here, over them; those modules are pure and light.
 from mi_massive.bands import BandsConfig, BandsResult, bands  # noqa: E402
@@ -170,13 +175,6 @@ _NAMES = {
     "twins": ("load_twin", "train_twins"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_RUN_MODELS = (
-    *("capture", "doctor", "pattern_capture", "study", "interventions", "presets", "quantizer"),
-    *("attention_effects", "evaluation", "arms", "battery", "disruption", "claims", "report"),
-    *("conflict", "patching", "attribution", "patched_patterns", "quantization", "twins"),
-    *("families", "operation", "share_capture", "surgery", "surgery_plans", "state_quantization"),
-)
-
 __all__ = [
     "Arm",
     "AttentionNorms",
@@ -290,9 +288,6 @@ def __getattr__(name: str) -> Any:
         return importlib.metadata.version("mi-massive")
     if name not in _HOME:
         raise AttributeError(f"module 'mi_massive' has no attribute {name!r}")
-    if _HOME[name] in _RUN_MODELS:
-        models: Any = importlib.import_module("mi_massive.models")
-        _ = models.HookedModel  # loads transformers, see torch
     return getattr(importlib.import_module(f"mi_massive.{_HOME[name]}"), name)
 
 

@@ -8,18 +8,20 @@ A module that is not in the table fails: give it its place here first.
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from mi_massive._preload import NEED_TRANSFORMERS
+
 LAYERS: dict[int, tuple[str, ...]] = {
     # Words, checks, numbers, records: know no model and no rotary embedding.
     0: (
         *("axes", "_checks", "_columns", "_logs", "_code", "_cores", "stats", "small_samples"),
-        *("proportions", "records", "published"),
+        *("proportions", "records", "published", "_preload"),
     ),
     # Pure: tensors or texts in, tensors or results out.
     1: (
@@ -153,6 +155,36 @@ def read_package() -> dict[str, str]:
     return sources
 
 
+def needing(modules: Mapping[str, str], *libraries: str) -> set[str]:
+    """Modules that import one of the libraries when they are imported, directly or not."""
+    imported = {name: set(at_import(ast.parse(source).body)) for name, source in modules.items()}
+    found: set[str] = set()
+    while True:
+        more = {
+            name
+            for name, names in imported.items()
+            if name not in found
+            and (names & found or any(n.partition(".")[0] in libraries for n in names))
+        }
+        if not more:
+            return found
+        found |= more
+
+
+def at_import(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """Names imported where a module is executed: not in functions, nor for type checkers alone."""
+    for node in body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            checked = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            yield from () if checked else at_import(node.body)
+            yield from at_import(getattr(node, "orelse", []))
+
+
 def unit_of(module: str) -> str:
     """`mi_massive.models.hub` belongs to `models`; the package itself is `__init__`."""
     parts = module.split(".")
@@ -250,6 +282,25 @@ def test_no_name_stands_in_two_layers():
 
 def test_imports_go_downwards_only():
     assert upward_imports(read_package()) == []
+
+
+def test_modules_that_load_transformers_are_listed():
+    assert sorted(needing(read_package(), "transformers", "transformer_lens")) == sorted(
+        f"mi_massive.{name}" for name in NEED_TRANSFORMERS
+    )
+
+
+@pytest.mark.parametrize("module", ["sweep", "viz", "harness", "evaluation"])
+def test_transformers_is_not_compiled_anew(module):
+    """Imported from within a module of ours, its bytecode would have another name."""
+    script = (
+        f"import sys, mi_massive.{module}; "
+        "loaded = [m for n, m in sys.modules.items() if n.startswith('transformers.mod')]; "
+        "print([m.__spec__.cached for m in loaded if m.__spec__ is not None])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "modeling_utils" in run.stdout
+    assert "jaxtyping" not in run.stdout
 
 
 def test_modules_do_not_import_each_other_in_a_circle():

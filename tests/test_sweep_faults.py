@@ -26,6 +26,7 @@ from mi_massive.sweep import (
     run_sweep,
     sweep_status,
 )
+from mi_massive.sweep import run as sweep_run
 from mi_massive.sweep import worker as sweep_worker
 from mi_massive.sweep.plan import SweepCell
 from mi_massive.sweep.worker import N_DEATHS, SweepWork, run_work
@@ -163,6 +164,24 @@ def test_workers_that_cannot_begin_end_the_sweep(grid: SweepGrid, tmp_path: Path
 
     with pytest.raises(RuntimeError, match="got 1 that died before the first one; status 1: no"):
         run_sweep(grid, tmp_path, engine=Stillborn())
+
+
+def test_workers_that_leave_nothing_behind_end_the_sweep(
+    grid: SweepGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if each wrote into a folder of its own machine."""
+    runs: list[int] = []
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Elsewhere(ForkEngine):
+        def run(self, works: Sequence[SweepWork], tick: Callable[[], None]) -> list[str]:
+            runs.append(len(works))
+            return []
+
+    monkeypatch.setattr(sweep_run, "_SEEN_WITHIN", 0.2)
+    with pytest.raises(RuntimeError, match=r"workers must leave cells in .* every worker sees"):
+        run_sweep(grid, tmp_path, engine=Elsewhere())
+    assert len(runs) == 1
 
 
 def test_slurm_jobs_give_the_same_table(grid: SweepGrid, undisturbed: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ _HOME = {
     "load_model": "load",
     "quantize": "compression",
 }
-_OF_TRANSFORMERS = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tokenization_auto")
 
 __all__ = [
     "SHAPES",
@@ -34,7 +33,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mi_massive.models' has no attribute {name!r}")
-    # First and from here, not from a module of ours: see the import of torch in `mi_massive`.
-    for part in _OF_TRANSFORMERS:
-        importlib.import_module(f"transformers.{part}")
     return getattr(importlib.import_module(f"mi_massive.models.{_HOME[name]}"), name)

@@ -19,6 +19,8 @@ from mi_massive.sweep.status import PLAN, SweepProgress, SweepStatus, Watch, rea
 from mi_massive.sweep.store import Store, is_complete, open_store
 from mi_massive.sweep.worker import SweepWork
 
+_SEEN_WITHIN = 60.0
+"""Seconds in which a shared folder shows what a worker elsewhere has written."""
 _LOOKS = {True: 0.5, False: 10.0}
 """Seconds between two looks into a folder, and into an object store, which counts requests."""
 
@@ -49,7 +51,7 @@ def run_sweep(
         ValueError: If the folder holds another grid, or a cell stands twice in this one.
         ConnectionError: If a model's revision or the engine cannot be reached.
         OSError: If the folder cannot be written or the disk is full.
-        RuntimeError: If workers die before they begin a single cell.
+        RuntimeError: If workers die before they begin a single cell, or end without leaving one.
     """
     engine = engine or InlineEngine()
     store, plan = open_store(folder), plan_sweep(grid)
@@ -75,6 +77,15 @@ def run_sweep(
             raise RuntimeError(
                 f"workers must begin cells, got {len(deaths)} that died before the first one; "
                 f"{deaths[0]}"
+            )
+        until = time.monotonic() + _SEEN_WITHIN
+        while not _goes_on(store, plan.cells, before):
+            if time.monotonic() < until:
+                time.sleep(PAUSE)
+                continue
+            raise RuntimeError(
+                f"workers must leave cells in {store.place}, got none from those that ended; "
+                "choose a folder or URL that every worker sees"
             )
     if on_progress is not None:
         on_progress(watch.look())
@@ -122,6 +133,13 @@ def _traces(store: Store, cells: Sequence[SweepCell]) -> list[object]:
     started = store.names("started")
     deaths = [store.read("started", cell.name) for cell in cells if cell.name in started]
     return [store.names("cells") | store.names("failed"), deaths]
+
+
+def _goes_on(store: Store, cells: Sequence[SweepCell], before: list[object]) -> bool:
+    """True if cells have been settled or begun since, or another driver's workers have some."""
+    # In this order: what another driver ends meanwhile has left its trace.
+    held = any(_is_held(store, cell) for cell in _left(store, cells))
+    return held or _traces(store, cells) != before
 
 
 def _is_held(store: Store, cell: SweepCell) -> bool:
