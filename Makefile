@@ -46,7 +46,7 @@ docs: setup  ## Build the site into docs/_build/html and check it
 RECORDS := experiments/records
 # Of the patches, those whose figures answer C6: heads, frequency bands, massive pairs beside others.
 PATCHED := heads bands_q bands_k massive_q massive_k pairs_q pairs_k
-# The first set judges the claims on cause.
+# The first set with rotation and without judges the claims on cause.
 TWINS := stdlib stdlib_theta mixture
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
 	$(BIN)/mi-massive report $(MODEL) --out report --overwrite \

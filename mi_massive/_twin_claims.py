@@ -12,40 +12,80 @@ from mi_massive.stats import Estimate
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twin_results import TwinsResult
 
+_LEARNED = 0.9
+"""Share of the untrained loss that the trained twins of every arm must be below."""
+_UNTRAINED = (
+    "The twins have hardly learned: their loss is above nine tenths of that of random weights."
+)
 _ROTATED: tuple[Projection, ...] = ("q", "k")
 
 
 def twin_findings(results: Sequence[TwinsResult]) -> list[Finding]:
     """What twins say about cause, frequencies and first layer; none say nothing.
 
-    The first set says what causes the concentration, every set on which frequencies it lies.
+    The first set with rotation and without says what causes the concentration, every set on which
+    frequencies it lies. Twins that have hardly learned say nothing.
     """
     if not results:
         return []
-    result = results[0]
-    arms = result.config.arms
-    rotating = [arm for arm in arms if TWIN_ARMS[arm].rotates]
-    others = [arm for arm in arms if not TWIN_ARMS[arm].rotates]
-    if not rotating or not others:
+    trained = [result for result in results if _has_learned(result)]
+    if not trained:
+        return [(claim, [], _UNTRAINED) for claim in ("C3b", "C8e", "C9b")]
+    cause = next((result for result in trained if all(_arms(result))), None)
+    if cause is None:
         missing = "Twins were trained, but not both with and without RoPE."
-        return [(claim, [], missing) for claim in ("C3b", "C8e", "C9b")]
+        return [("C3b", [], missing), _frequency_finding(trained), ("C9b", [], missing)]
+    rotating, others = _arms(cause)
     arm = "rope" if "rope" in rotating else rotating[0]
-    whole = {o: [result.contrast(p, arm=arm, against=o) for p in _ROTATED] for o in others}
-    first = {o: [result.contrast(p, arm=arm, against=o, layer=0) for p in _ROTATED] for o in others}
-    slow = [_slow_shares(each) for each in results]
-    frequencies = " ".join(
-        _frequencies(each, shares) for each, shares in zip(results, slow, strict=True) if shares
-    )
-    rest = _other_rotations(result, [a for a in rotating if a != arm], others[-1])
+    whole = {o: [cause.contrast(p, arm=arm, against=o) for p in _ROTATED] for o in others}
+    first = {o: [cause.contrast(p, arm=arm, against=o, layer=0) for p in _ROTATED] for o in others}
+    rest = _other_rotations(cause, [a for a in rotating if a != arm], others[-1])
     return [
-        ("C3b", _flat(whole), f"{_said(result, arm, whole)} {_in_values(result, arm)}{rest}"),
-        ("C8e", [e for shares in slow for e in _flat(shares)], frequencies),
+        ("C3b", _flat(whole), f"{_said(cause, arm, whole)} {_in_values(cause, arm)}{rest}"),
+        _frequency_finding(trained),
         (
             "C9b",
             _flat(first),
-            f"{_said(result, arm, first, where='layer 0')} {_order(result, arm)}",
+            f"{_said(cause, arm, first, where='layer 0')} {_order(cause, arm)}",
         ),
     ]
+
+
+def _arms(result: TwinsResult) -> tuple[list[str], list[str]]:
+    """Those that rotate, and the others."""
+    arms = result.config.arms
+    return (
+        [arm for arm in arms if TWIN_ARMS[arm].rotates],
+        [arm for arm in arms if not TWIN_ARMS[arm].rotates],
+    )
+
+
+def _has_learned(result: TwinsResult) -> bool:
+    """True unless the loss of an arm, mean over seeds that did not diverge, has hardly fallen."""
+    losses = [
+        np.array([run.loss.numpy()[[0, -1]] for run in result.of(a)]) for a in result.config.arms
+    ]
+    falls = [
+        np.nanmean(loss[:, 1]) / np.nanmean(loss[:, 0])
+        for loss in losses
+        if not np.isnan(loss[:, 1]).all()
+    ]
+    return all(fall < _LEARNED for fall in falls)
+
+
+def _frequency_finding(results: Sequence[TwinsResult]) -> Finding:
+    """C8e, over all sets; twins that several sets hold are told once."""
+    estimates: list[Estimate] = []
+    told: list[str] = []
+    seen = set[tuple[object, ...]]()
+    for result in results:
+        same = (result.corpus_digest, result.config.shape, result.config.n_steps)
+        shares = {a: e for a, e in _slow_shares(result).items() if (*same, a) not in seen}
+        seen |= {(*same, arm) for arm in shares}
+        if shares:
+            estimates += _flat(shares)
+            told.append(_frequencies(result, shares))
+    return "C8e", estimates, " ".join(told) or "No twin with RoPE was trained."
 
 
 def _flat(by_arm: dict[str, list[Estimate]]) -> list[Estimate]:

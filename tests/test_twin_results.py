@@ -233,9 +233,27 @@ def test_equal_twins_do_not_support_the_cause(observed: ConcentrationResult) -> 
 def test_twins_of_one_kind_are_inconclusive_and_none_are_silent() -> None:
     config = dataclasses.replace(CONFIG, arms=("rope",))
     alone = twins_result(runs=tuple(twin_run(seed=s) for s in range(3)), config=config)
-    assert all(estimates == [] for _, estimates, _ in twin_findings([alone]))
+    found = {claim: estimates for claim, estimates, _ in twin_findings([alone])}
+    assert found["C3b"] == found["C9b"] == []
+    assert len(found["C8e"]) == 2  # needs no twin without rotation
     assert "not both with and without RoPE" in twin_findings([alone])[0][2]
+    both = with_runs(
+        rope=[twin_run(seed=seed) for seed in range(3)],
+        none=[twin_run("none", seed) for seed in range(3)],
+    )
+    assert repr(twin_findings([alone, both])[0]) == repr(twin_findings([both])[0])
     assert twin_findings([]) == []
+
+
+def test_twins_that_have_hardly_learned_say_nothing() -> None:
+    flat = torch.tensor([5.0, 4.9, 4.8, 4.7])
+    untrained = with_runs(
+        rope=[twin_run(seed=seed, loss=flat) for seed in range(3)],
+        none=[twin_run("none", seed) for seed in range(3)],
+    )
+    found = twin_findings([untrained])
+    assert [claim for claim, _, _ in found] == ["C3b", "C8e", "C9b"]
+    assert all(estimates == [] and "hardly learned" in said for _, estimates, said in found)
 
 
 def test_the_first_set_judges_the_cause_and_all_sets_the_frequencies() -> None:
@@ -246,10 +264,14 @@ def test_the_first_set_judges_the_cause_and_all_sets_the_frequencies() -> None:
         )
         for _ in range(2)
     )
+    longer = dataclasses.replace(SHAPE, context=2 * SHAPE.context)
+    second = dataclasses.replace(second, config=dataclasses.replace(CONFIG, shape=longer))
     alone, both = ({f[0]: f for f in twin_findings(s)} for s in ([first], [first, second]))
     assert len(both["C3b"][1]) == len(alone["C3b"][1]) == 2
     assert (len(alone["C8e"][1]), len(both["C8e"][1])) == (2, 4)
     assert both["C8e"][2].count("makes no full turn") == 2
+    again = {f[0]: f for f in twin_findings([first, first])}
+    assert again["C8e"][2] == alone["C8e"][2]  # the same twins are told once
 
 
 def test_without_plain_rope_the_first_rotation_judges_the_frequencies() -> None:
