@@ -88,6 +88,11 @@ def train_twins(
     for arm in config.arms:  # one that cannot be built is found before any is trained
         build_twin(TWIN_ARMS[arm], config.shape, seed=0)
     wanted = [(arm, seed) for seed in range(config.n_seeds) for arm in config.arms]
+    # Named here: threads that parse sources at once can break each other in Python 3.11.
+    folders = {
+        (arm, seed): _run_folder(Path(folder), config, arm, seed, corpus, dtype)
+        for arm, seed in wanted
+    }
     trained: dict[tuple[str, int], TwinRun] = {}
     stopped = threading.Event()
 
@@ -98,7 +103,7 @@ def train_twins(
             on_progress(progress)
 
     def train(arm: str, seed: int) -> None:
-        own = _run_folder(Path(folder), config, arm, seed, corpus, dtype)
+        own = folders[arm, seed]
         run = partial(train_twin, config, arm, seed, corpus, folder=own, on_progress=report)
         # A damaged file is computed again from the checkpoint, which still has the curves.
         trained[arm, seed] = kept_at(own / _RUN, partial(run, device=place, dtype=dtype))
