@@ -1,7 +1,6 @@
 """`mi-massive conflict`: what a model follows when its prompt contradicts what it knows."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -42,10 +41,7 @@ def conflict_command(
     legacy: Annotated[
         bool, typer.Option("--legacy", help="Also the published protocol, for comparison.")
     ] = False,
-    cells: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps finished cells; a killed run goes on from there."),
-    ] = None,
+    cells: opt.Cells = None,
     batch_size: opt.BatchSize = opt.BATCH_SIZE,
     device: opt.Device = opt.DEVICE,
     dtype: opt.Dtype = opt.DTYPE,
@@ -57,6 +53,7 @@ def conflict_command(
 ) -> None:
     """What a model follows when its prompt contradicts what it knows, under edits (C6)."""
     opt.require_savable(save)
+    opt.require_cells(cells)
     wanted, ks = split(preset), None if k is None else doses(k)
     named = None if relations is None else _relations(relations)
 

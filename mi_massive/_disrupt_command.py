@@ -55,10 +55,7 @@ def disrupt_command(
     readout: Annotated[
         str, typer.Option(help="generation, options, or both with a comma.")
     ] = _READOUTS,
-    cells: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps finished cells; a killed run goes on from there."),
-    ] = None,
+    cells: opt.Cells = None,
     answers: Annotated[
         Path | None,
         typer.Option(help="A .jsonl file for every answer in words, written as they come."),
@@ -75,6 +72,7 @@ def disrupt_command(
 ) -> None:
     """What losing chosen dimensions costs on tasks and on neutral text (C4, C5)."""
     opt.require_savable(save)
+    opt.require_cells(cells)
     _require_lines(answers)
     names, ks = task_names(tasks), None if k is None else doses(k)
     _require_use(data, names)

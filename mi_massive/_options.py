@@ -62,6 +62,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 Save = Annotated[
     Path | None, typer.Option(help="Save the full result: FILE.json and tensors beside it.")
 ]
+Cells = Annotated[
+    Path | None,
+    typer.Option(help="Folder that keeps finished cells; a killed run goes on from there."),
+]
 Ratio = Annotated[
     float, typer.Option(help="Massive: norm above this multiple of the head's mean (lambda).")
 ]
@@ -125,6 +129,15 @@ def require_savable(save: Path | None) -> None:
     if save.is_dir():
         raise ValueError(f"--save must be a file, got the folder {save}; add a file name")
     require_writable("--save", save)
+
+
+def require_cells(cells: Path | None) -> None:
+    """Raise unless finished cells can be kept in that folder, which need not be there yet."""
+    if cells is None:
+        return
+    if cells.exists() and not cells.is_dir():
+        raise ValueError(f"--cells must be a folder, got the file {cells}; choose another place")
+    require_writable("--cells", cells / "cell")
 
 
 def require_writable(option: str, path: Path) -> None:

@@ -1,7 +1,6 @@
 """`mi-massive patch`: what each cell of a site recovers of the context's answer."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -61,11 +60,10 @@ def patch_command(
             help="Of pairs: estimate each of every head by gradients, patch the largest exactly.",
         ),
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="Cells to print, the largest first.")] = 20,
-    cells: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps finished layers; a killed run goes on from there."),
-    ] = None,
+    top: Annotated[
+        int, typer.Option(min=1, help="Cells in the table, the largest first; --json has all.")
+    ] = 20,
+    cells: opt.Cells = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Rows of a forward pass: pairs times stacked cells.")
     ] = _CONFIG.batch_size,
@@ -79,6 +77,7 @@ def patch_command(
 ) -> None:
     """Which layers, heads, bands or pairs carry a context's answer (C6)."""
     opt.require_savable(save)
+    opt.require_cells(cells)
     for option, value, allowed in (
         ("direction", direction, _DIRECTIONS),
         ("corrupted", corrupted, ("consistent", "neutral")),
@@ -132,7 +131,7 @@ def patch_command(
             result = patch(
                 loaded, pairs, granularity=granularity, cells=cells, on_progress=advance, **shared
             )
-        told, rows = _told_patches(result, top)
+        told, rows = _told_patches(result, top, every=as_json)
     if as_json:
         print_json(
             {
@@ -180,9 +179,11 @@ def _require_estimable(granularity: str, joint: bool, top: int) -> None:
         )
 
 
-def _told_patches(result: PatchingResult, top: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What is printed of patches: as JSON, and as rows."""
-    largest = result.largest(top)
+def _told_patches(
+    result: PatchingResult, top: int, *, every: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is printed of patches: as JSON, with every cell, and as rows."""
+    largest = result.largest(result.recovered.numel() if every else top)
     told = {
         "granularity": result.granularity,
         "n": result.n,

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -60,10 +59,7 @@ def quantize_command(
         ),
     ] = _TASKS,
     limit: Annotated[int, typer.Option(min=2, help="Examples of each task.")] = 24,
-    cells: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps finished cells; a killed run goes on from there."),
-    ] = None,
+    cells: opt.Cells = None,
     batch_size: opt.BatchSize = opt.BATCH_SIZE,
     device: opt.Device = opt.DEVICE,
     dtype: opt.Dtype = opt.DTYPE,
@@ -75,6 +71,7 @@ def quantize_command(
 ) -> None:
     """What rounded weights cost, beside full precision: text, states, tasks (C7)."""
     opt.require_savable(save)
+    opt.require_cells(cells)
     methods = [name.strip() for name in method.split(",")]
     schemes = _schemes(
         methods,

@@ -1,7 +1,6 @@
 """`mi-massive surgery`: take the frequencies of RoPE apart in a trained model."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,10 +33,7 @@ def surgery_command(
         int, typer.Option(min=_FEWEST_BANDS, help="Bands of the rotary pairs, fast to slow.")
     ] = _FEWEST_BANDS,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the random pairs.")] = 1,
-    cells: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps finished cells; a killed run goes on from there."),
-    ] = None,
+    cells: opt.Cells = None,
     batch_size: opt.BatchSize = opt.BATCH_SIZE,
     device: opt.Device = opt.DEVICE,
     dtype: opt.Dtype = opt.DTYPE,
@@ -49,9 +45,11 @@ def surgery_command(
 ) -> None:
     """What each frequency band of RoPE does: rotations left out, content left out (C8)."""
     opt.require_savable(save)
+    opt.require_cells(cells)
     names = task_names(tasks)
     own = own_tasks(names, limit)
 
+    from mi_massive.position_shares import PositionSharesConfig
     from mi_massive.surgery import SurgeryConfig, run_surgery  # late: loads transformers
     from mi_massive.surgery_plans import surgery_arms
 
@@ -59,7 +57,8 @@ def surgery_command(
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     asked = asked_tasks(loaded, names, own, limit=limit)
     config = SurgeryConfig(
-        evaluation=EvaluationConfig(readouts=("options",), batch_size=batch_size)
+        shares=PositionSharesConfig(n_bands=bands),
+        evaluation=EvaluationConfig(readouts=("options",), batch_size=batch_size),
     )
     with progress(len(arms) * len(asked), quiet=quiet, what="cells") as advance:
         result = run_surgery(loaded, arms, asked, config=config, cells=cells, on_progress=advance)

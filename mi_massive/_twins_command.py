@@ -64,7 +64,7 @@ def twins_command(
     Exit status 1 if one of them diverged.
     """
     opt.require_savable(save)
-    opt.require_writable("--cells", cells)
+    opt.require_cells(cells)
 
     from mi_massive.twins import TwinsConfig, train_twins  # late: loads transformers
 

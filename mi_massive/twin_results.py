@@ -80,6 +80,7 @@ class TwinsResult:
             for row, step in enumerate(self.steps):
                 measured = {
                     "corpus": self.provenance.settings["corpus"],
+                    "context": self.config.shape.context,
                     "arm": run.arm,
                     "seed": run.seed,
                     "step": step,

@@ -125,6 +125,13 @@ def test_every_answer_is_written_with_what_was_asked(
     assert path.read_text() == before
 
 
+def test_cells_in_a_file_are_refused_before_the_model_is_loaded(run: Run, own: Path) -> None:
+    for command in ("disrupt", "conflict", "patch", "surgery", "quantize"):
+        err = run(command, "./no-such-model", "--cells", own)[2]
+        assert err.startswith("error: --cells must be a folder, got the file"), (command, err)
+    assert "--cells must be a folder" in run("twins", "--cells", own)[2]
+
+
 def test_answers_do_not_replace_the_questions(run: Run, model: Path, own: Path) -> None:
     before = own.read_text()
     status, out, err = run("disrupt", model, "--tasks", own, "--answers", own)

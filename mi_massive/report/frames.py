@@ -79,7 +79,9 @@ def _abilities(results: ReportResults) -> Any:
     import pandas as pd
 
     frames = [
-        result.abilities_frame().assign(corpus=result.provenance.settings["corpus"])
+        result.abilities_frame().assign(
+            corpus=result.provenance.settings["corpus"], context=result.config.shape.context
+        )
         for result in results.twins
         if result.conditions
     ]
