@@ -53,7 +53,7 @@ def test_named_columns_are_kept_and_others_filled(tmp_path):
     first, second = load_own_task(write(tmp_path, named, OPEN)).examples
     assert (first.id, first.question, first.condition, first.group) == ("x", "Colour?", "c", "g")
     assert (second.id, second.question, second.condition, second.group) == (
-        *("1", "The sky is", "", "1"),
+        *("1", "The sky is", "", ""),
     )
 
 

@@ -102,7 +102,7 @@ def _example(row: Row, i: int) -> Example:
             options=tuple(o if o[:1].isspace() else f"{space}{o}" for o in options),
             gold=stripped.index(answer) if options else None,
             condition=others.get("condition", ""),
-            group=others.get("group", str(i)),
+            group=others.get("group", ""),
         )
     except ValueError as error:
         raise ValueError(f"{error} ({row.where})") from error
