@@ -11,6 +11,8 @@ from mi_massive import _completion as completion
 from mi_massive import _options as opt
 from mi_massive._disrupt_command import split
 from mi_massive._terminal import print_json, print_records, twins_progress
+from mi_massive.axes import PROJECTIONS
+from mi_massive.presets import DEFAULT_K
 from mi_massive.records import load_result, save_result
 from mi_massive.twin_arms import TWIN_ARMS, TwinShape
 
@@ -89,7 +91,15 @@ def twins_command(
     if as_json:
         print_json(
             {
+                "config": dataclasses.asdict(config),
                 "arms": {arm: _numbers(result, arm) for arm in config.arms},
+                "at_equal_loss": {
+                    other: {p: dataclasses.asdict(ratio) for p, ratio in ratios.items()}
+                    for other, ratios in _at_equal_loss(result).items()
+                },
+                "abilities": result.abilities_frame().to_dict("records")
+                if result.conditions
+                else [],
                 "failures": result.failures,
                 "provenance": dataclasses.asdict(result.provenance),
             }
@@ -97,6 +107,16 @@ def twins_command(
     else:
         rows = [{"arm": arm} | _row(result, arm) for arm in config.arms]
         print_records(f"Twins after {steps} steps", rows)
+        ratios = _at_equal_loss(result)
+        if ratios:
+            against = [
+                {"over": other} | {p: _shown(ratio) for p, ratio in of.items()}
+                for other, of in ratios.items()
+            ]
+            print_records(f"max/mean of {_leading(result)} at equal loss", against)
+        scores = _abilities(result)
+        if scores:
+            print_records("Share of right answers", scores)
         for run, why in result.failures.items():
             typer.echo(f"{run}: {why}", err=True)
     if save is not None:
@@ -137,6 +157,34 @@ def _numbers(result: Any, arm: str) -> dict[str, Any]:
     }
 
 
+def _leading(result: Any) -> str:
+    """The arm that others are set against: plain RoPE, or the first."""
+    arms: tuple[str, ...] = result.config.arms
+    return "rope" if "rope" in arms else arms[0]
+
+
+def _at_equal_loss(result: Any) -> dict[str, dict[str, Any]]:
+    """Concentration of the leading arm over that of each other one, by projection."""
+    leading = _leading(result)
+    others = [arm for arm in result.config.arms if arm != leading]
+    return {
+        other: {p: result.contrast(p, arm=leading, against=other) for p in PROJECTIONS}
+        for other in others
+    }
+
+
+def _abilities(result: Any) -> list[dict[str, str]]:
+    """Recall and facts of the intact twins and at one dose; the rest is in JSON."""
+    dose = f" k={DEFAULT_K}"
+    shown = [c for c in result.conditions if c == "intact" or c.endswith(dose)]
+    return [
+        {"arm": arm, "condition": condition}
+        | {name: _shown(result.ability(arm, condition, name)) for name in ("recall", "facts")}
+        for arm in result.config.arms
+        for condition in shown
+    ]
+
+
 def _row(result: Any, arm: str) -> dict[str, str]:
     named = {
         "loss": result.final_loss(arm),
@@ -148,6 +196,8 @@ def _row(result: Any, arm: str) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
+    if math.isnan(value.effect):
+        return "-"
     if math.isnan(value.low):
         return f"{value.effect:.2f}"
     return f"{value.effect:.2f} ({value.low:.2f} .. {value.high:.2f})"

@@ -20,7 +20,8 @@ def test_twins_are_trained_saved_and_taken_from_the_folder(run: Run, tmp_path: P
     status, out, err = run("twins", *SMALL, "--cells", tmp_path / "cells", "--save", saved)
     assert (status, err) == (0, "")
     assert "Twins after 4 steps" in out
-    assert "rope" in out
+    assert "max/mean of rope at equal loss" in out
+    assert "Share of right answers" in out
     (result,) = read_twins([saved])
     assert result.config.arms == ("rope", "none")
     runs = sorted((tmp_path / "cells").glob("*/run.json"))
@@ -31,6 +32,10 @@ def test_twins_are_trained_saved_and_taken_from_the_folder(run: Run, tmp_path: P
     assert numbers["arms"]["rope"]["loss"]["effect"] == pytest.approx(
         load_result(saved).final_loss("rope").effect
     )
+    ratio = load_result(saved).contrast("k", arm="rope", against="none").effect
+    assert numbers["at_equal_loss"]["none"]["k"]["effect"] == pytest.approx(ratio)
+    assert numbers["config"]["shape"]["d_head"] == 8
+    assert {row["ability"] for row in numbers["abilities"]} == {"recall", "facts"}
 
 
 def test_a_twin_that_diverges_is_named_and_fails_the_command(run: Run, tmp_path: Path) -> None:
