@@ -15,7 +15,7 @@ Command: python experiments/twins.py
              --record twins_stdlib_window_32_small
          python experiments/twins.py --arms rope rope_1e2 --context 512 --batch-size 4 \
              --record twins_stdlib_window_512_small
-         python experiments/twins.py --arms rope interleaved qk_norm p_rope partial_50 \
+         python experiments/twins.py --arms rope qk_norm p_rope partial_50 \
              --record twins_stdlib_variants_small
          python experiments/twins.py --scale medium --device cuda --dtype bfloat16 --workers 1
 """
