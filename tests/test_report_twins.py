@@ -3,11 +3,12 @@
 import dataclasses
 import re
 
-from sample_twins import twin_run, twins_result
+from sample_twins import CONFIG, twin_run, twins_result
 
 from mi_massive.report.frames import frames
 from mi_massive.report.page import render_page
-from mi_massive.report.twins import twins_section
+from mi_massive.report.twins import contrast_table, twins_section
+from mi_massive.twin_arms import TWIN_ARMS
 
 
 def test_text_twins_have_curves_and_contrasts_and_no_abilities() -> None:
@@ -74,3 +75,16 @@ def test_places_on_the_page_stay_unique_with_several_corpora() -> None:
     assert len(ids) == len(set(ids))
     assert {"twins", "twins-2", "figure-emergence-2"} <= set(ids)
     assert '<a href="#twins-2">Twins 2</a>' in page
+
+
+def test_rope_is_set_against_other_rotations_too() -> None:
+    config = dataclasses.replace(CONFIG, arms=("rope", "partial_25", "none"))
+    runs = tuple(twin_run(arm, seed) for arm in config.arms for seed in range(3))
+    table = contrast_table(twins_result(runs=runs, config=config))
+    named = [(row[0], row[1]) for row in table.rows]
+    rope, part, none = (TWIN_ARMS[arm].statement for arm in config.arms)
+    assert named == [(rope, none), (part, none), (rope, part)]
+    assert all(len(row) == len(table.head) for row in table.rows)
+    rotating = dataclasses.replace(CONFIG, arms=("rope", "partial_25"))
+    alone = twins_result(runs=runs[:6], config=rotating)
+    assert [(row[0], row[1]) for row in contrast_table(alone).rows] == [(rope, part)]

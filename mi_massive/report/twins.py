@@ -104,15 +104,15 @@ def _arm_row(result: TwinsResult, arm: str) -> tuple[str, ...]:
 
 
 def contrast_table(result: TwinsResult) -> Table:
-    """Every encoding with rotation over every one without, at equal loss."""
+    """Every encoding with rotation over every one without, then RoPE over other rotations.
+
+    All at equal loss. Without plain RoPE the first rotation takes its place.
+    """
     arms = result.config.arms
-    pairs = [
-        (arm, other)
-        for arm in arms
-        if TWIN_ARMS[arm].rotates
-        for other in arms
-        if not TWIN_ARMS[other].rotates
-    ]
+    rotating = [arm for arm in arms if TWIN_ARMS[arm].rotates]
+    pairs = [(arm, other) for arm in rotating for other in arms if other not in rotating]
+    leading = "rope" if "rope" in rotating else next(iter(rotating), None)
+    pairs += [(leading, other) for other in rotating if leading and other != leading]
     return Table(
         caption="max/mean of one encoding over that of another, at the lowest loss that both reach",
         head=("encoding", "against", "q", "p", "k", "p", "v", "p", "q, layer 0", "k, layer 0"),
