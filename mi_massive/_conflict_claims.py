@@ -28,9 +28,12 @@ def edit_findings(
     """What the experiments with edits say about C4, C5 and C6; one that was not run says nothing.
 
     Raises:
-        ValueError: If one comes from another model than `observed`.
+        ValueError: If one comes from another model than `observed`, or fluency comes without
+            disruption.
     """
     found: list[Finding] = []
+    if fluency is not None and disruption is None:
+        raise ValueError("fluency must come with disruption, whose judged arm it is read at")
     if disruption is not None:
         require_same_model("disruption", disruption.provenance, observed.provenance)
         if fluency is not None:

@@ -104,6 +104,8 @@ def report_command(
     require_replaceable(out.resolve(), model=opt.model_name(model), overwrite=overwrite)
     opt.require_writable("--out", out)
     named = opt.model_name(model)
+    if fluency is not None and not examples:
+        raise ValueError("--fluency must come with --examples, under whose edits C5b is judged")
     require_one_source("--conflicts", conflicts, "--conflict", conflict)
     require_one_source("--patching", patching, "--patched", patched)
     contradicted = saved_result("--conflict", conflict, ("ConflictResult",), named)

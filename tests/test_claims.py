@@ -447,6 +447,8 @@ def test_c5b_is_judged_on_long_answers_where_they_were_measured() -> None:
     )
     with pytest.raises(ValueError, match="fluency"):
         scoreboard(observed, disruption=result, fluency=other)
+    with pytest.raises(ValueError, match="fluency must come with disruption"):
+        scoreboard(observed, fluency=written)
 
 
 def test_c4b_says_how_equal_arm_and_control_are_in_damage_to_neutral_text() -> None:

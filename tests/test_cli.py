@@ -725,3 +725,16 @@ def test_unforeseen_errors_are_not_hidden(run: Run, tiny: Path, monkeypatch: Any
     monkeypatch.setattr(sys, "argv", ["mi-massive", "doctor", str(tiny)])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+def test_a_report_without_tasks_refuses_answers_that_it_would_not_judge(
+    run: Run, tmp_path: Path
+) -> None:
+    record = Path(__file__).parent.parent / "experiments/records"
+    record /= f"figure3_{DEFAULT_MODEL}.json"
+    out = tmp_path / "report"
+    answer = run("report", "--out", out, "--examples", 0, "--fluency", record)
+    assert refused(answer) == (
+        "--fluency must come with --examples, under whose edits C5b is judged"
+    )
+    assert not out.exists()
