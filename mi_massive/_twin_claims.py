@@ -9,7 +9,7 @@ from mi_massive._disruption_claims import Finding
 from mi_massive.axes import Projection
 from mi_massive.small_samples import student_estimate
 from mi_massive.stats import Estimate
-from mi_massive.twin_arms import TWIN_ARMS
+from mi_massive.twin_arms import TWIN_ARMS, leading_rotation, rotating
 from mi_massive.twin_results import TwinsResult
 
 _LEARNED = 0.9
@@ -31,15 +31,16 @@ def twin_findings(results: Sequence[TwinsResult]) -> list[Finding]:
     trained = [result for result in results if _has_learned(result)]
     if not trained:
         return [(claim, [], _UNTRAINED) for claim in ("C3b", "C8e", "C9b")]
-    cause = next((result for result in trained if all(_arms(result))), None)
-    if cause is None:
+    cause = next((each for each in trained if _has_both(each.config.arms)), None)
+    arm = None if cause is None else leading_rotation(cause.config.arms)
+    if cause is None or arm is None:
         missing = "Twins were trained, but not both with and without RoPE."
         return [("C3b", [], missing), _frequency_finding(trained), ("C9b", [], missing)]
-    rotating, others = _arms(cause)
-    arm = "rope" if "rope" in rotating else rotating[0]
+    turning = rotating(cause.config.arms)
+    others = [other for other in cause.config.arms if other not in turning]
     whole = {o: [cause.contrast(p, arm=arm, against=o) for p in _ROTATED] for o in others}
     first = {o: [cause.contrast(p, arm=arm, against=o, layer=0) for p in _ROTATED] for o in others}
-    rest = _other_rotations(cause, [a for a in rotating if a != arm], others[-1])
+    rest = _other_rotations(cause, [a for a in turning if a != arm], others[-1])
     return [
         ("C3b", _flat(whole), f"{_said(cause, arm, whole)} {_in_values(cause, arm)}{rest}"),
         _frequency_finding(trained),
@@ -51,13 +52,9 @@ def twin_findings(results: Sequence[TwinsResult]) -> list[Finding]:
     ]
 
 
-def _arms(result: TwinsResult) -> tuple[list[str], list[str]]:
-    """Those that rotate, and the others."""
-    arms = result.config.arms
-    return (
-        [arm for arm in arms if TWIN_ARMS[arm].rotates],
-        [arm for arm in arms if not TWIN_ARMS[arm].rotates],
-    )
+def _has_both(arms: Sequence[str]) -> bool:
+    """True for a set with rotation and without."""
+    return 0 < len(rotating(arms)) < len(arms)
 
 
 def _has_learned(result: TwinsResult) -> bool:
@@ -109,9 +106,9 @@ def _said(
 
 def _slow_shares(result: TwinsResult) -> dict[str, list[Estimate]]:
     """Of each arm with plain RoPE, else of the first that rotates, for queries and keys."""
-    rotating = [a for a in result.config.arms if TWIN_ARMS[a].rotates]
-    plain = [a for a in rotating if TWIN_ARMS[a].encoding == "rope"]
-    return {a: [result.slow_share(a, p) for p in _ROTATED] for a in plain or rotating[:1]}
+    turning = rotating(result.config.arms)
+    plain = [a for a in turning if TWIN_ARMS[a].encoding == "rope"]
+    return {a: [result.slow_share(a, p) for p in _ROTATED] for a in plain or turning[:1]}
 
 
 def _other_rotations(result: TwinsResult, arms: list[str], against: str) -> str:

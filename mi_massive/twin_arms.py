@@ -1,5 +1,6 @@
 """Position encodings that twins differ in, and the size that they share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
@@ -54,6 +55,16 @@ TWIN_ARMS: Final = MappingProxyType(
     }
 )
 """The arms by name; adding one is one entry."""
+
+
+def rotating(arms: Sequence[str]) -> list[str]:
+    """Those of the arms that rotate queries and keys."""
+    return [arm for arm in arms if TWIN_ARMS[arm].rotates]
+
+
+def leading_rotation(arms: Sequence[str]) -> str | None:
+    """The arm that others are set against: plain RoPE, or the first that rotates."""
+    return "rope" if "rope" in arms else next(iter(rotating(arms)), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from mi_massive.report.pictures import picture
 from mi_massive.report.section import Section
 from mi_massive.report.tables import Table
 from mi_massive.stats import Estimate
-from mi_massive.twin_arms import TWIN_ARMS
+from mi_massive.twin_arms import TWIN_ARMS, leading_rotation, rotating
 from mi_massive.twin_results import ABILITIES, TwinsResult
 from mi_massive.viz.twins import plot_abilities, plot_emergence
 
@@ -109,10 +109,9 @@ def contrast_table(result: TwinsResult) -> Table:
     All at equal loss. Without plain RoPE the first rotation takes its place.
     """
     arms = result.config.arms
-    rotating = [arm for arm in arms if TWIN_ARMS[arm].rotates]
-    pairs = [(arm, other) for arm in rotating for other in arms if other not in rotating]
-    leading = "rope" if "rope" in rotating else next(iter(rotating), None)
-    pairs += [(leading, other) for other in rotating if leading and other != leading]
+    turning, leading = rotating(arms), leading_rotation(arms)
+    pairs = [(arm, other) for arm in turning for other in arms if other not in turning]
+    pairs += [(leading, other) for other in turning if leading and other != leading]
     return Table(
         caption="max/mean of one encoding over that of another, at the lowest loss that both reach",
         head=("encoding", "against", "q", "p", "k", "p", "v", "p", "q, layer 0", "k, layer 0"),
