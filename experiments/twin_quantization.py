@@ -18,12 +18,12 @@ from mi_massive import (
     StateQuantizationConfig,
     StateQuantizationResult,
     capture_norms,
+    held_out_prompts,
     load_result,
     load_twin,
     run_state_quantization,
     save_result,
 )
-from mi_massive.twins import held_out_prompts
 from mi_massive.weight_protection import (
     WeightProtectionConfig,
     WeightProtectionResult,

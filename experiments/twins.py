@@ -9,6 +9,7 @@ Cost: about 25 minutes on two idle cores for the default (four encodings, three 
 `--scale medium` (25 M parameters) wants a GPU with 8 GB, minutes a twin. Finished twins are kept.
 Command: python experiments/twins.py
          python experiments/twins.py --corpus mixture --context 64 --steps 500
+         python experiments/twins.py --corpus mixture_unordered --context 64 --steps 500
          python experiments/twins.py --arms rope rope_1e2 rope_5e5 alibi \
              --record twins_stdlib_theta_small
          python experiments/twins.py --arms rope rope_1e2 --context 32 --batch-size 64 \
@@ -17,6 +18,7 @@ Command: python experiments/twins.py
              --record twins_stdlib_window_512_small
          python experiments/twins.py --arms rope qk_norm p_rope partial_50 \
              --record twins_stdlib_variants_small
+         python experiments/twins.py --arms rope interleaved --record twins_stdlib_interleaved_small
          python experiments/twins.py --scale medium --device cuda --dtype bfloat16 --workers 1
 """
 
@@ -44,7 +46,7 @@ def main() -> None:
     options.add_argument("--scale", choices=[*SCALES], default="small")
     options.add_argument("--arms", nargs="+", default=["rope", "partial_25", "learned", "none"])
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--corpus", default="stdlib", help="stdlib, mixture or a text file")
+    options.add_argument("--corpus", default="stdlib", help="stdlib, mixture(_unordered), a file")
     options.add_argument("--steps", type=int, help="instead of the scale's")
     options.add_argument("--learning-rate", type=float, help="instead of the scale's")
     options.add_argument("--context", type=int, help="tokens of a window, instead of the scale's")

@@ -119,7 +119,7 @@ if TYPE_CHECKING:
     from mi_massive.twin_arms import TwinShape
     from mi_massive.twin_results import TwinsResult
     from mi_massive.twin_runs import TwinRun, TwinsConfig
-    from mi_massive.twins import load_twin, train_twins
+    from mi_massive.twins import held_out_prompts, load_twin, train_twins
 
 # Loaded at first use, so that `import mi_massive` stays quick and loads no plotting library. None
 # of these is named like a module: importing that module would put it in the function's place.
@@ -172,7 +172,7 @@ _NAMES = {
     "twin_arms": ("TwinShape",),
     "twin_results": ("TwinsResult",),
     "twin_runs": ("TwinRun", "TwinsConfig"),
-    "twins": ("load_twin", "train_twins"),
+    "twins": ("held_out_prompts", "load_twin", "train_twins"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
@@ -248,6 +248,7 @@ __all__ = [
     "disrupt",
     "disruption_hooks",
     "evaluate",
+    "held_out_prompts",
     "known_conflicts",
     "load_conflicts",
     "load_model",

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import textwrap
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
@@ -21,6 +22,8 @@ from mi_massive.stats import Estimate
 _output: Final = Console()
 _messages: Final = Console(stderr=True)
 
+LINE_EVERY: Final = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
 _ROUNDING: Final = 1e-12
 """Printed as 0: what is left of a zero after sums of float64."""
 
@@ -86,17 +89,28 @@ def progress(
 def twins_progress(
     n_twins: int, n_steps: int, *, quiet: bool
 ) -> Generator[Callable[[Any], None], None, None]:
-    """A bar over the steps of all twins, with the last measured loss and concentration."""
+    """A bar over the steps of all twins, with the last measured loss and concentration.
+
+    What is no terminal gets a line every few seconds instead.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    reached: dict[tuple[str, int], int] = {}
+    last = time.monotonic()
     with Progress(
         *columns, console=_messages, transient=True, disable=quiet or not _messages.is_terminal
     ) as bar:
-        task = bar.add_task("twins", total=n_twins * (n_steps + 1))
+        task = bar.add_task("twins", total=n_twins * n_steps)
 
         def show(twin: Any) -> None:
+            nonlocal last
+            reached[twin.arm, twin.seed] = twin.step  # a twin that is taken up begins in its middle
+            done = sum(reached.values())
             ratios = " ".join(f"{name} {value:.2f}" for name, value in twin.concentration.items())
             words = f"{twin.arm} {twin.seed}: step {twin.step}, loss {twin.loss:.2f}, {ratios}"
-            bar.update(task, advance=1, description=words)
+            bar.update(task, completed=done, description=words)
+            if not (quiet or _messages.is_terminal) and time.monotonic() - last >= LINE_EVERY:
+                last = time.monotonic()
+                typer.echo(f"{done / (n_twins * n_steps):.0%} of all steps; {words}", err=True)
 
         yield show
 

@@ -1,5 +1,8 @@
 """What twins are trained on: text by bytes, or a mixture of recall and memorized facts.
 
+Facts of the mixture are asked by two symbols in order, or, `mixture_unordered`, by one symbol and a
+subject that stands anywhere in the window: then neither ability needs to know positions.
+
 Token ids of text are bytes 0..255; 256 begins every window, so that attention has a first token to
 sink into. A window is drawn by its seed alone: all twins of a seed see the same windows, a resumed
 run the same as an uninterrupted one.
@@ -9,7 +12,7 @@ import hashlib
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Final, cast
 
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -22,6 +25,7 @@ N_VOCABULARY: Final = 257
 ABILITIES: Final = ("recall", "facts")
 """What the mixture asks: values bound in the window, values bound in all windows alike."""
 
+_MIXTURES: Final = ("mixture", "mixture_unordered")
 _MAX_BYTES: Final = 1 << 30
 _STRIDE: Final = 1_000_003
 _N_NAMES: Final = 8
@@ -79,7 +83,11 @@ class MixtureCorpus:
     names stand in random order, values are drawn anew. Questions follow, each of two symbols and
     its answer. Half ask a name (recall): the first symbol says nothing, the second is the name.
     Half ask one of 144 pairs of symbols whose value never changes (facts), so that the answer needs
-    the symbol before as well, and both abilities attention. Answers alone are scored.
+    another symbol as well, and both abilities attention. Answers alone are scored.
+
+    `ordered`: the other symbol of a fact stands just before, so that facts need positions and
+    recall does not. Not `ordered`: it is the window's subject, which stands once, anywhere among
+    the bindings, and is found by what it is, as a binding is; all first symbols are one.
 
     Differs: associative recall is mostly asked with a key and a value in two tokens, which needs a
     head for the token before; twins of two layers do not form it in minutes.
@@ -89,28 +97,35 @@ class MixtureCorpus:
     digest: str
     values: Int[Tensor, "fact"] = field(repr=False)
     """Value of each pair of symbols, first symbol major."""
+    ordered: bool
 
     def draw(self, n: int, *, context: int, seed: int, held_out: bool = False) -> Windows:
         """Windows with new bindings; those held out differ by their seed."""
         generator = torch.Generator().manual_seed(seed)
-        begun = 1 + _N_NAMES
+        begun = 1 + _N_NAMES + (not self.ordered)
         n_questions = (context - begun) // 3
         if n_questions < 2:
             raise ValueError(
-                f"context must hold {_N_NAMES} bindings and two questions of the mixture, "
-                f"{begun + 6} tokens, got {context}; train with a larger context"
+                f"context must hold what the mixture tells and two questions, {begun + 6} tokens, "
+                f"got {context}; train with a larger context"
             )
         names = torch.rand(n, _N_NAMES, generator=generator).argsort(dim=1)
         bound = torch.randint(N_VALUES, (n, _N_NAMES), generator=generator)
         which = torch.randint(_N_NAMES, (n, n_questions), generator=generator)
         fact = torch.randint(_N_FACTS, (n, n_questions), generator=generator)
         recalls = torch.rand(n, n_questions, generator=generator) < 0.5
+        told, first = names * N_VALUES + bound, _FIRST + fact // _N_SYMBOLS
+        if not self.ordered:
+            subject = torch.randint(_N_SYMBOLS, (n, 1), generator=generator)
+            order = torch.rand(n, _N_NAMES + 1, generator=generator).argsort(dim=1)
+            told = torch.cat([told, _FIRST + subject], dim=1).gather(1, order)
+            fact, first = subject * _N_SYMBOLS + fact % _N_SYMBOLS, torch.full_like(fact, _REST)
         second = torch.where(recalls, _NAMES + names.gather(1, which), _SECOND + fact % _N_SYMBOLS)
         answer = _VALUES + torch.where(recalls, bound.gather(1, which), self.values[fact])
-        questions = torch.stack([_FIRST + fact // _N_SYMBOLS, second, answer], dim=2)
         ids = torch.full((n, context), _REST)
         ids[:, 0] = BEGIN
-        ids[:, 1:begun] = names * N_VALUES + bound
+        ids[:, 1:begun] = told
+        questions = torch.stack([first, second, answer], dim=2)
         ids[:, begun : begun + 3 * n_questions] = questions.flatten(1)
         answers = begun + 2 + 3 * torch.arange(n_questions)
         marks = {kind: torch.zeros_like(ids, dtype=torch.bool) for kind in ABILITIES}
@@ -122,12 +137,12 @@ class MixtureCorpus:
 Corpus = TextCorpus | MixtureCorpus
 
 
-def load_corpus(source: Literal["stdlib", "mixture"] | Path, *, context: int) -> Corpus:
+def load_corpus(source: str | Path, *, context: int) -> Corpus:
     """The corpus of that name, or the text of a file.
 
     Args:
-        source: `stdlib`, the sources of this Python's own standard library; `mixture`; or a UTF-8
-            text file.
+        source: `stdlib`, the sources of this Python's own standard library; `mixture`;
+            `mixture_unordered`; or the path of a UTF-8 text file.
         context: Tokens of a window; the held-out part must hold at least 16 of them.
 
     Raises:
@@ -135,13 +150,16 @@ def load_corpus(source: Literal["stdlib", "mixture"] | Path, *, context: int) ->
             a GiB.
     """
     require_in_range("context", context, low=8, high=1 << 20, unit="tokens")
-    if source == "mixture":
+    if source in _MIXTURES:
+        name = str(source)
         # The facts are the same for every seed: what differs between seeds is the training.
         generator = torch.Generator().manual_seed(0)
         values = torch.randint(N_VALUES, (_N_FACTS,), generator=generator)
         drawn = cast("list[int]", values.tolist())
-        digest = hashlib.sha256(bytes([_N_NAMES, N_VALUES, _N_SYMBOLS, *drawn])).hexdigest()
-        return MixtureCorpus(name="mixture", digest=digest, values=values)
+        ordered = name == "mixture"
+        what = [_N_NAMES, N_VALUES, _N_SYMBOLS, *drawn, *([] if ordered else [0])]
+        digest = hashlib.sha256(bytes(what)).hexdigest()
+        return MixtureCorpus(name=name, digest=digest, values=values, ordered=ordered)
     if source == "stdlib":
         files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
         content, name = b"".join(file.read_bytes() for file in files), "stdlib"

@@ -14,7 +14,7 @@ from mi_massive._terminal import print_json, print_records, twins_progress
 from mi_massive.axes import PROJECTIONS
 from mi_massive.presets import DEFAULT_K
 from mi_massive.records import load_result, save_result
-from mi_massive.twin_arms import TWIN_ARMS, TwinShape
+from mi_massive.twin_arms import TWIN_ARMS, TwinShape, leading_rotation
 
 _ARMS = "rope,partial_25,learned,none"
 
@@ -35,7 +35,10 @@ def twins_command(
     seeds: Annotated[int, typer.Option(min=1, help="Twins of each encoding.")] = 3,
     corpus: Annotated[
         str,
-        typer.Option(help="stdlib (Python's own sources), mixture (recall and facts), or a file."),
+        typer.Option(
+            help="stdlib (Python's own sources), mixture (recall, and facts that need positions), "
+            "mixture_unordered (facts that need none), or a text file."
+        ),
     ] = "stdlib",
     steps: Annotated[int, typer.Option(min=1, help="Batches of a training.")] = 1000,
     layers: Annotated[int, typer.Option(min=1, help="Layers of a twin.")] = 2,
@@ -158,9 +161,9 @@ def _numbers(result: Any, arm: str) -> dict[str, Any]:
 
 
 def _leading(result: Any) -> str:
-    """The arm that others are set against: plain RoPE, or the first."""
+    """The arm that others are set against: plain RoPE or another rotation, else the first."""
     arms: tuple[str, ...] = result.config.arms
-    return "rope" if "rope" in arms else arms[0]
+    return leading_rotation(arms) or arms[0]
 
 
 def _at_equal_loss(result: Any) -> dict[str, dict[str, Any]]:

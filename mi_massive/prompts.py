@@ -217,7 +217,10 @@ def _tokenize(
     if not prompt.strip():
         raise ValueError(f"{where} must not be empty; remove it")
     if tokenizer is None:
-        raise ValueError(f"{where} must be token ids for a model without a tokenizer, got a text")
+        raise ValueError(
+            f"{where} must be token ids for a model without a tokenizer, got a text; a twin has "
+            "windows of its corpus in held_out_prompts"
+        )
     if chat:
         messages = [{"role": "user", "content": prompt}]
         text = cast(

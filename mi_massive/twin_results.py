@@ -22,6 +22,7 @@ from mi_massive.small_samples import student_estimate
 from mi_massive.stats import Estimate
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twin_runs import (
+    Measure,
     TwinRun,
     TwinsConfig,
     at_loss,
@@ -139,7 +140,7 @@ class TwinsResult:
         ]
         return student_estimate(np.array(logs), n_of="seeds", geometric=True)
 
-    def halfway(self, arm: str, what: Projection | str) -> list[float]:
+    def halfway(self, arm: str, what: Measure) -> list[float]:
         """Step at which each seed's curve has made half of its way; NaN where it did not rise.
 
         A rise of max/mean is one by a quarter; the attention sink must at least double what random
@@ -150,11 +151,10 @@ class TwinsResult:
             what: `q`, `k` or `v` for log max/mean, or `sink`.
         """
         curves = [curve_of(run, what) for run in self.of(arm)]
+        rises = [float(curve[0]) if what == "sink" else _LEAST_RISE for curve in curves]
         return [
-            halfway(
-                self.steps, curve, least_rise=float(curve[0]) if what == "sink" else _LEAST_RISE
-            )
-            for curve in curves
+            halfway(self.steps, curve, least_rise=rise)
+            for curve, rise in zip(curves, rises, strict=True)
         ]
 
     def order(self, arm: str = "rope", projection: Projection = "k") -> Estimate:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from mi_massive._twin_corpora import ABILITIES
 from mi_massive.axes import Projection
 from mi_massive.twin_arms import TWIN_ARMS, TwinShape
 
+Measure = Projection | Literal["sink"]
+"""max/mean of a projection's norms, or the attention on the first token."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TwinsConfig:
@@ -25,7 +28,7 @@ class TwinsConfig:
     n_seeds: int = 3
     """Seeds 0, 1, ...: weights at the start and order of the windows."""
     corpus: str = "stdlib"
-    """`stdlib`, `mixture`, or the path of a UTF-8 text file."""
+    """`stdlib`, `mixture`, `mixture_unordered`, or the path of a UTF-8 text file."""
     shape: TwinShape = field(default_factory=TwinShape)
     n_steps: int = 1000
     batch_size: int = 16
@@ -103,14 +106,21 @@ def norms_of(run: TwinRun, projection: Projection) -> Float[Tensor, "step layer 
     return {"q": run.q, "k": run.k, "v": run.v}[projection]
 
 
-def curve_of(run: TwinRun, what: str) -> Float[np.ndarray, "step"]:
-    """Log max/mean of `q`, `k` or `v`, or the attention on the first token for `sink`."""
+def curve_of(run: TwinRun, what: Measure, layer: int | None = None) -> Float[np.ndarray, "step"]:
+    """Log max/mean of `q`, `k` or `v`, or the attention on the first token for `sink`.
+
+    Mean over heads and layers, or over the heads of one layer.
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    n_layers = run.sink.shape[1]
+    if layer is not None and not 0 <= layer < n_layers:
+        raise ValueError(f"layer must be 0 to {n_layers - 1}, got {layer}")
     if what == "sink":
-        return run.sink.mean(dim=1).numpy()
-    projections: dict[str, Projection] = {"q": "q", "k": "k", "v": "v"}
-    if what not in projections:
-        raise ValueError(f"what must be q, k, v or sink, got {what!r}")
-    return np.log(concentration_of(run, projections[what]))
+        chosen = run.sink if layer is None else run.sink[:, layer : layer + 1]
+        return chosen.mean(dim=1).numpy()
+    return np.log(concentration_of(run, what, layer))
 
 
 def conditions_of(run: TwinRun) -> tuple[str, ...]:

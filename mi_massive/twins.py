@@ -7,14 +7,10 @@ disrupting massive dimensions costs a model whose contextual and parametric abil
 Costs minutes a twin on one core. Does not show that large models come to it in the same way.
 """
 
-import hashlib
-import json
 import threading
-import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -23,10 +19,11 @@ import torch
 
 from mi_massive._cells import kept_at
 from mi_massive._checks import require_in_range
-from mi_massive._code import code_digest
 from mi_massive._cores import n_cores
 from mi_massive._twin_corpora import Corpus, held_out_seed, load_corpus
+from mi_massive._twin_folders import run_folder, trained_folder
 from mi_massive._twin_training import CHECKPOINT, TwinProgress, train_twin
+from mi_massive.axes import PROJECTIONS
 from mi_massive.models.base import HookedModel
 from mi_massive.models.load import require_device
 from mi_massive.models.twins import build_twin, hold_twin
@@ -39,9 +36,16 @@ from mi_massive.records import (
 )
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twin_results import TwinsResult
-from mi_massive.twin_runs import TwinRun, TwinsConfig
+from mi_massive.twin_runs import TwinRun, TwinsConfig, concentration_of
 
-__all__ = ["TwinProgress", "TwinsConfig", "TwinsResult", "load_twin", "train_twins"]
+__all__ = [
+    "TwinProgress",
+    "TwinsConfig",
+    "TwinsResult",
+    "held_out_prompts",
+    "load_twin",
+    "train_twins",
+]
 
 
 def train_twins(
@@ -62,7 +66,8 @@ def train_twins(
         dtype: Type of the training's matrix products; weights, losses and norms are float32.
         n_workers: Twins that train at once, each on one thread; the number of cores on a CPU
             without it, and one on a GPU. Changes no number.
-        on_progress: Called after every step of every twin, from the thread that trains it.
+        on_progress: Called after every step of every twin, from the thread that trains it, and
+            once for a twin that the folder holds already.
 
     Returns:
         The curves of all runs. A run whose loss diverged is kept up to there, named in
@@ -90,15 +95,17 @@ def train_twins(
     wanted = [(arm, seed) for seed in range(config.n_seeds) for arm in config.arms]
     # Named here: threads that parse sources at once can break each other in Python 3.11.
     folders = {
-        (arm, seed): _run_folder(Path(folder), config, arm, seed, corpus, dtype)
+        (arm, seed): run_folder(Path(folder), config, arm, seed, corpus, dtype)
         for arm, seed in wanted
     }
     trained: dict[tuple[str, int], TwinRun] = {}
+    told = set[tuple[str, int]]()
     stopped = threading.Event()
 
     def report(progress: TwinProgress) -> None:
         if stopped.is_set():
             raise _StoppedError
+        told.add((progress.arm, progress.seed))
         if on_progress is not None:
             on_progress(progress)
 
@@ -106,7 +113,10 @@ def train_twins(
         own = folders[arm, seed]
         run = partial(train_twin, config, arm, seed, corpus, folder=own, on_progress=report)
         # A damaged file is computed again from the checkpoint, which still has the curves.
-        trained[arm, seed] = kept_at(own / _RUN, partial(run, device=place, dtype=dtype))
+        done = kept_at(own / _RUN, partial(run, device=place, dtype=dtype))
+        trained[arm, seed] = done
+        if (arm, seed) not in told:  # it was there
+            report(_finished(done, config.n_steps))
 
     with _threads(n_workers, place) as pool:
         futures = [pool.submit(train, arm, seed) for arm, seed in wanted]
@@ -137,6 +147,8 @@ def load_twin(
 ) -> HookedModel:
     """A twin as its last checkpoint left it, for every analysis of this package.
 
+    It has no tokenizer: its prompts are token ids, such as those of `held_out_prompts`.
+
     Args:
         config: What it was trained with.
         arm: Name of its arm.
@@ -158,7 +170,7 @@ def load_twin(
             f"{config.n_seeds - 1}), got {arm!r} and {seed}"
         )
     corpus = _corpus(config)
-    place = _trained_folder(Path(folder), config, arm, seed, corpus, dtype)
+    place = trained_folder(Path(folder), config, arm, seed, corpus, dtype)
     tensors = load_tensors(place / CHECKPOINT)
     model = build_twin(TWIN_ARMS[arm], config.shape, seed=seed)
     model.load_state_dict(
@@ -180,6 +192,12 @@ def held_out_prompts(config: TwinsConfig, *, n: int = 32, seed: int = 0) -> Toke
         config: What the twins were trained with.
         n: Windows of the twins' context.
         seed: Of their places; twins were measured on those of other seeds.
+
+    Returns:
+        Prompts of token ids, as every analysis takes them.
+
+    Raises:
+        ValueError: If the corpus is missing or too small for the context.
     """
     windows = _corpus(config).draw(
         n,
@@ -188,6 +206,16 @@ def held_out_prompts(config: TwinsConfig, *, n: int = 32, seed: int = 0) -> Toke
         held_out=True,
     )
     return tokenize_prompts(None, cast("list[list[int]]", windows.ids.tolist()))
+
+
+def _finished(run: TwinRun, n_steps: int) -> TwinProgress:
+    return TwinProgress(
+        arm=run.arm,
+        seed=run.seed,
+        step=n_steps,
+        loss=float(run.loss[-1]),
+        concentration={p: float(concentration_of(run, p)[-1]) for p in PROJECTIONS},
+    )
 
 
 class _StoppedError(Exception):
@@ -208,60 +236,8 @@ def _threads(n_workers: int, device: torch.device) -> Generator[ThreadPoolExecut
             torch.set_num_threads(before)
 
 
-def _run_folder(
-    folder: Path,
-    config: TwinsConfig,
-    arm: str,
-    seed: int,
-    corpus: Corpus,
-    dtype: torch.dtype,
-) -> Path:
-    """Where a run is kept: named by everything that its numbers depend on but the machine."""
-    recipe = asdict(config)
-    for other_runs in ("arms", "n_seeds", "corpus"):
-        del recipe[other_runs]
-    others = {name: v for name, v in package_versions().items() if name != "mi-massive"}
-    asked = _digest([recipe, asdict(TWIN_ARMS[arm]), seed, corpus.digest, str(dtype)])
-    code = _digest([others, code_digest(train_twin.__module__)])
-    return folder / f"{corpus.name}-{arm}-{seed}-{asked}-{code}"
-
-
-def _digest(depends: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _trained_folder(
-    folder: Path, config: TwinsConfig, arm: str, seed: int, corpus: Corpus, dtype: torch.dtype
-) -> Path:
-    """Where a checkpoint of this run lies: by the code that is here, else the newest by other code.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    own = _run_folder(folder, config, arm, seed, corpus, dtype)
-    if (own / CHECKPOINT).exists():
-        return own
-    asked = own.name.rpartition("-")[0]
-    others = [f for f in folder.glob("*") if f.name.rpartition("-")[0] == asked]
-    kept = [f for f in others if (f / CHECKPOINT).exists()]
-    if not kept:
-        raise FileNotFoundError(
-            f"{folder} must hold a twin {arm}, seed {seed}, trained with this config and dtype, "
-            "got none; train it with train_twins"
-        )
-    newest = max(kept, key=lambda f: (f / CHECKPOINT).stat().st_mtime)
-    warnings.warn(
-        f"the twin in {newest} was trained by other code or versions than these; train_twins would "
-        "train it anew",
-        stacklevel=3,
-    )
-    return newest
-
-
 def _corpus(config: TwinsConfig) -> Corpus:
-    known = config.corpus in ("stdlib", "mixture")
-    source = cast(Any, config.corpus) if known else Path(config.corpus)
-    return load_corpus(source, context=config.shape.context)
+    return load_corpus(config.corpus, context=config.shape.context)
 
 
 def _provenance(

@@ -39,6 +39,7 @@ KEYWORD_ONLY_AFTER_DATA = {  # positional arguments: the data, then keywords alo
     "disrupt": ["model", "intervention"],
     "disruption_hooks": ["model", "intervention"],
     "evaluate": ["model", "task"],
+    "held_out_prompts": ["config"],
     "known_conflicts": ["model", "conflicts"],
     "load_conflicts": ["model"],
     "load_model": ["name_or_path"],

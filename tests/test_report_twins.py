@@ -13,7 +13,7 @@ from mi_massive.twin_arms import TWIN_ARMS
 
 def test_text_twins_have_curves_and_contrasts_and_no_abilities() -> None:
     section = twins_section(twins_result(edits=False), title="t")
-    assert [p.id for p in section.pictures] == ["emergence"]
+    assert [p.id for p in section.pictures] == ["emergence", "emergence-loss"]
     arms, contrasts = section.tables
     assert [row[0] for row in arms.rows] == ["RoPE, theta 1e4", "no position encoding"]
     assert arms.rows[0][1] == "1 [1, 1]"  # the loss
@@ -27,7 +27,7 @@ def test_text_twins_have_curves_and_contrasts_and_no_abilities() -> None:
 
 def test_twins_of_the_mixture_show_what_disruptions_cost() -> None:
     section = twins_section(twins_result(), title="t")
-    assert [p.id for p in section.pictures] == ["emergence", "abilities"]
+    assert [p.id for p in section.pictures] == ["emergence", "emergence-loss", "abilities"]
     losses = section.tables[2].rows
     assert [row[1] for row in losses] == ["paper k=1", "random k=1"] * 2
     assert losses[0][2:5] == (
@@ -73,7 +73,7 @@ def test_places_on_the_page_stay_unique_with_several_corpora() -> None:
     page = render_page(make(twins=(twins_result(), twins_result(edits=False))))
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert {"twins", "twins-2", "figure-emergence-2"} <= set(ids)
+    assert {"twins", "twins-2", "figure-emergence-2", "figure-emergence-loss-2"} <= set(ids)
     assert '<a href="#twins-2">Twins 2</a>' in page
 
 

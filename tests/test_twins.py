@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mi_massive import _twin_corpora, _twin_training, twins
+from mi_massive import _twin_corpora, _twin_folders, _twin_training
 from mi_massive._twin_corpora import ABILITIES, N_VALUES, load_corpus
 from mi_massive.capture import capture_norms
 from mi_massive.interventions import disrupt
@@ -234,11 +234,12 @@ def test_a_finished_run_is_read_and_a_damaged_one_computed_again(tmp_path: Path)
     first = train_twins(CONFIG, folder=tmp_path, n_workers=1)
     steps: list[int] = []
     train_twins(CONFIG, folder=tmp_path, on_progress=lambda p: steps.append(p.step))
-    assert steps == []
+    assert steps == [CONFIG.n_steps] * 2  # told once, as finished
     for path in tmp_path.glob("*rope*/run.json"):
         path.write_text("{")
+    steps.clear()
     again = train_twins(CONFIG, folder=tmp_path, on_progress=lambda p: steps.append(p.step))
-    assert steps == [CONFIG.n_steps]  # from the checkpoint of the last step
+    assert steps == [CONFIG.n_steps] * 2  # from the checkpoint of the last step
     assert torch.equal(first.runs[0].q, again.runs[0].q)
 
 
@@ -371,7 +372,7 @@ def test_a_twin_of_other_code_is_loaded_with_a_warning(
     config = dataclasses.replace(CONFIG, arms=("rope",), n_steps=2, n_measured=2)
     train_twins(config, folder=tmp_path)
     before = load_twin(config, "rope", 0, folder=tmp_path).plain.state_dict()
-    monkeypatch.setattr(twins, "code_digest", lambda module: "of a later version")
+    monkeypatch.setattr(_twin_folders, "code_digest", lambda module: "of a later version")
     with pytest.warns(UserWarning, match="was trained by other code or versions"):
         after = load_twin(config, "rope", 0, folder=tmp_path).plain.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -463,6 +464,33 @@ def test_recall_is_answered_by_the_window_alone_and_facts_are_always_the_same() 
         assert min(len(values) for values in by_symbol.values()) > 3
 
 
+def test_unordered_facts_are_decided_by_the_subject_wherever_it_stands() -> None:
+    windows = load_corpus("mixture_unordered", context=64).draw(300, context=64, seed=5)
+    first, last = _twin_corpora._FIRST, _twin_corpora._SECOND
+    known: dict[tuple[int, int], int] = {}
+    places: set[int] = set()
+    for ids, recall, facts in zip(
+        windows.ids.tolist(), *(windows.asked[a] for a in ABILITIES), strict=True
+    ):
+        told = ids[1:10]
+        (place,) = (i for i, token in enumerate(told) if first <= token < last)
+        places.add(place)
+        assert not any(first <= token < last for token in ids[10:])
+        bound = {t // N_VALUES: t % N_VALUES for t in told if t < 8 * N_VALUES}
+        assert sorted(bound) == list(range(8))
+        for at in recall.nonzero().flatten().tolist():
+            assert ids[at] - _twin_corpora._VALUES == bound[ids[at - 1] - 8 * N_VALUES]
+        for at in facts.nonzero().flatten().tolist():
+            pair = (told[place], ids[at - 1])
+            assert known.setdefault(pair, ids[at]) == ids[at]
+        before = torch.tensor(ids)[:-2][(recall | facts)[2:]]
+        assert set(before.tolist()) == {_twin_corpora._REST}  # what comes first says nothing
+    assert places == set(range(9))
+    assert len(known) == 144
+    mixture = load_corpus("mixture", context=64)
+    assert mixture.digest != load_corpus("mixture_unordered", context=64).digest
+
+
 def test_both_kinds_of_questions_begin_alike_and_answers_alone_are_scored() -> None:
     windows = load_corpus("mixture", context=64).draw(100, context=64, seed=6)
     asked = {ability: windows.asked[ability] for ability in ABILITIES}
@@ -518,7 +546,7 @@ def test_corpora_that_are_missing_or_too_small_are_refused(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"corpus must be UTF-8 text, got latin.txt"):
         train_twins(config, folder=tmp_path / "cells")
     config = dataclasses.replace(CONFIG, shape=dataclasses.replace(SHAPE, context=12))
-    with pytest.raises(ValueError, match="context must hold 8 bindings and two questions"):
+    with pytest.raises(ValueError, match=r"context must hold what the mixture tells .* 15 tokens"):
         train_twins(config, folder=tmp_path / "cells")
     with pytest.raises(ValueError, match="device must be"):
         train_twins(CONFIG, folder=tmp_path / "cells", device="cuda:7")

@@ -1,13 +1,15 @@
 """`mi-massive twins` on very small twins, and their way into a report."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from conftest import Run
 
-from mi_massive import load_result
+from mi_massive import _terminal, load_result
 from mi_massive._twins_command import read_twins
+from mi_massive.twins import TwinProgress
 
 SMALL = (
     *("--arms", "rope,none", "--seeds", 1, "--corpus", "mixture", "--steps", 4),
@@ -36,6 +38,23 @@ def test_twins_are_trained_saved_and_taken_from_the_folder(run: Run, tmp_path: P
     assert numbers["at_equal_loss"]["none"]["k"]["effect"] == pytest.approx(ratio)
     assert numbers["config"]["shape"]["d_head"] == 8
     assert {row["ability"] for row in numbers["abilities"]} == {"recall", "facts"}
+
+
+def test_progress_counts_steps_reached_and_is_told_without_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A twin that is taken up in its middle counts with the steps behind it."""
+    clock = iter([0.0, 5.0, 11.0, 11.0, 30.0, 30.0])
+    monkeypatch.setattr(_terminal.time, "monotonic", lambda: next(clock))
+    twin = TwinProgress(arm="rope", seed=1, step=60, loss=2.5, concentration={"q": 1.5})
+    with _terminal.twins_progress(2, 100, quiet=False) as show:
+        show(twin)
+        show(dataclasses.replace(twin, step=61))
+        show(dataclasses.replace(twin, seed=0, step=100))
+    assert capsys.readouterr().err.splitlines() == [
+        "30% of all steps; rope 1: step 61, loss 2.50, q 1.50",
+        "80% of all steps; rope 0: step 100, loss 2.50, q 1.50",
+    ]
 
 
 def test_a_twin_that_diverges_is_named_and_fails_the_command(run: Run, tmp_path: Path) -> None:

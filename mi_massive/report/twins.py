@@ -20,11 +20,18 @@ def twins_section(result: TwinsResult, *, title: str, number: int = 1) -> Sectio
         picture(
             f"emergence{again}",
             "Massive values as they appear",
-            "One thick line an encoding, the mean over seeds; thin lines are single seeds. Step 0, "
+            "One line an encoding, the mean over seeds; the shade is its 95 % interval. Step 0, "
             "the random weights, stands at the left. An encoding that causes the concentration "
             "parts from the others in queries and keys, and not in values.",
             plot_emergence(result),
-        )
+        ),
+        picture(
+            f"emergence-loss{again}",
+            "The same at equal loss",
+            "Learning goes from left to right. Encodings that learn at different speeds are "
+            "compared at one place: what they have learned, not how long they took.",
+            plot_emergence(result, over="loss"),
+        ),
     ]
     tables = [arms_table(result), contrast_table(result)]
     if any(run.edits for run in result.runs):

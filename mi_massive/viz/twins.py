@@ -1,4 +1,4 @@
-"""Emergence: concentration and attention sink over a training, one line an encoding."""
+"""Emergence: concentration and attention sink as twins learn, one line an encoding."""
 
 import math
 from collections.abc import Sequence
@@ -6,10 +6,11 @@ from typing import Final, Literal
 
 import plotly.graph_objects as go
 
-from mi_massive.axes import Projection
+from mi_massive.stats import Estimate
 from mi_massive.twin_arms import TWIN_ARMS
+from mi_massive.twin_curves import curve_over_losses, curve_over_steps
 from mi_massive.twin_results import CHANCE, TwinsResult
-from mi_massive.twin_runs import TwinRun, concentration_of
+from mi_massive.twin_runs import Measure
 from mi_massive.viz.base import (
     BROWN,
     GREEN,
@@ -19,7 +20,6 @@ from mi_massive.viz.base import (
     PURPLE,
     ROSE,
     TEAL,
-    UNDEFINED,
     WINE,
     Spec,
     figure,
@@ -28,12 +28,17 @@ from mi_massive.viz.base import (
     plain,
 )
 
-_PANELS: Final[tuple[tuple[str, Projection | Literal["sink"]], ...]] = (
+_LOSS_AXIS: Final[Spec] = {
+    "title": {"text": "held-out loss (nats)"},
+    "autorange": "reversed",
+}
+_PANELS: Final[tuple[tuple[str, Measure], ...]] = (
     ("Queries: max/mean", "q"),
     ("Keys: max/mean", "k"),
     ("Values: max/mean", "v"),
     ("First token: attention", "sink"),
 )
+_SINK_PANEL: Final = 3
 _LOOK: Final[dict[str, tuple[str, str]]] = {
     "rope": (WINE, "solid"),
     "rope_1e2": (ROSE, "dash"),
@@ -50,50 +55,49 @@ _LOOK: Final[dict[str, tuple[str, str]]] = {
 _WITHOUT_ROTATION: Final = ("none", "alibi", "learned")
 
 
-def plot_emergence(result: TwinsResult, *, layer: int | None = None) -> go.Figure:
-    """Concentration of q, k and v, and the attention on the first token, over training.
+def plot_emergence(
+    result: TwinsResult, *, over: Literal["steps", "loss"] = "steps", layer: int | None = None
+) -> go.Figure:
+    """Concentration of q, k and v, and the attention on the first token, as twins learn.
 
-    How to read: one thick line an encoding, the mean over seeds; thin lines are single seeds. Step
-    0, the random weights, stands at the left edge of the log axis. An encoding that causes the
-    concentration parts from the others in queries and keys, and not in values.
+    How to read: one line an encoding, the mean over seeds; the shade is its 95 % interval
+    (Student's t), which three seeds leave wide. Over steps, step 0 (the random weights) stands at
+    the left edge of the log axis; over the loss, models learn from left to right, and encodings are
+    compared at what they have learned. An encoding that causes the concentration parts from the
+    others in queries and keys, and not in values.
 
     Args:
         result: From `train_twins`.
+        over: Steps on a logarithmic axis, or the held-out loss in nats, falling.
         layer: One layer; geometric mean over layers (sink: mean) without it.
 
     Returns:
-        Four panels over steps on a logarithmic axis; the first three on one scale.
+        Four panels; the first three on one scale.
 
     Raises:
         ValueError: If there is no such layer.
     """
-    n_layers = result.config.shape.n_layers
-    if layer is not None and not 0 <= layer < n_layers:
-        raise ValueError(f"layer must be 0 to {n_layers - 1}, got {layer}")
-    steps = [max(step, result.steps[1] / 2) for step in result.steps]
     traces: list[Spec] = []
+    effects, ends = [2.0], [2.0]
     for panel, (_, what) in enumerate(_PANELS):
         for arm in result.config.arms:
-            curves = [_curve(run, what, layer) for run in result.of(arm)]
-            traces += [_thin(arm, steps, curve, panel) for curve in curves if len(curves) > 1]
-            traces.append(_thick(arm, steps, _mean(curves), panel, n=len(curves)))
+            x, found = _curve(result, arm, what, over, layer)
+            if panel < _SINK_PANEL:
+                effects += [e.effect for e in found if math.isfinite(e.effect)]
+                ends += [e.high for e in found if math.isfinite(e.high)]
+            traces += [*_shade(arm, x, found, panel), _line(arm, x, found, panel)]
     made = figure(
         traces,
         titles=[title for title, _ in _PANELS],
-        x={
-            "title": {"text": "training step"},
-            "type": "log",
-            "tickvals": [steps[0], *_ticks(result.steps)],
-            "ticktext": ["0", *(f"{tick:,}" for tick in _ticks(result.steps))],
-        },
+        x=_steps_axis(result.steps) if over == "steps" else _LOSS_AXIS,
         y={},
         height=430,
     )
-    shared = [c for trace in traces if trace["yaxis"] != "y4" for c in trace["y"] if c is not None]
-    span = [1.0, 1.04 * max(shared, default=2.0)]
-    for panel in range(3):
-        made.update_layout({panel_axis("y", panel): {"range": span}})
-    return made.update_layout({panel_axis("y", 3): {"range": [0, 1]}})
+    # An interval of few seeds may reach far beyond every curve; the curves keep most of the panel.
+    top = 1.04 * max(*effects, min(max(ends), 1.25 * max(effects)))
+    for panel in range(_SINK_PANEL):
+        made.update_layout({panel_axis("y", panel): {"range": [1.0, top]}})
+    return made.update_layout({panel_axis("y", _SINK_PANEL): {"range": [0, 1]}})
 
 
 def plot_abilities(result: TwinsResult) -> go.Figure:
@@ -159,30 +163,41 @@ def plot_abilities(result: TwinsResult) -> go.Figure:
     ).update_layout({panel_axis("y", 1): {"showticklabels": False}})
 
 
-def _curve(run: TwinRun, what: Projection | Literal["sink"], layer: int | None) -> list[float]:
-    if what == "sink":
-        chosen = run.sink if layer is None else run.sink[:, layer : layer + 1]
-        return [float(value) for value in chosen.mean(dim=1)]
-    return [float(value) for value in concentration_of(run, what, layer)]
+def _curve(
+    result: TwinsResult, arm: str, what: Measure, over: str, layer: int | None
+) -> tuple[list[float], list[Estimate]]:
+    """Where on the x axis, and the measure there."""
+    if over == "steps":
+        return _shown_steps(result.steps), curve_over_steps(result, arm, what, layer=layer)
+    curve = curve_over_losses(result, arm, what, layer=layer)
+    return [loss for loss, _ in curve], [estimate for _, estimate in curve]
 
 
-def _mean(curves: Sequence[Sequence[float]]) -> list[float]:
-    """Mean over the seeds that reached the step."""
-    return [
-        math.nan if not (found := [v for v in values if not math.isnan(v)])
-        else sum(found) / len(found)
-        for values in zip(*curves, strict=True)
-    ]  # fmt: skip
+def _shown_steps(steps: tuple[int, ...]) -> list[float]:
+    """Steps on a log axis, step 0 at its left edge."""
+    return [max(step, steps[1] / 2) for step in steps]
 
 
-def _thick(arm: str, steps: list[float], curve: list[float], panel: int, *, n: int) -> Spec:
-    color, dash = _LOOK.get(arm, (UNDEFINED, "solid"))
+def _steps_axis(steps: tuple[int, ...]) -> Spec:
+    powers = [10**i * lead for i in range(1, 9) for lead in (1, 3)]
+    ticks = [power for power in powers if steps[1] <= power <= steps[-1]]
+    return {
+        "title": {"text": "training step"},
+        "type": "log",
+        "tickvals": [_shown_steps(steps)[0], *ticks],
+        "ticktext": ["0", *(f"{tick:,}" for tick in ticks)],
+    }
+
+
+def _line(arm: str, x: Sequence[float], found: Sequence[Estimate], panel: int) -> Spec:
+    color, dash = _LOOK[arm]
+    n = max((estimate.n for estimate in found), default=0)
     seeds = f" (mean of {n} seeds)" if n > 1 else ""
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": steps,
-        "y": _values(curve),
+        "x": _values(x),
+        "y": _values([estimate.effect for estimate in found]),
         "line": {"color": color, "width": 2.4, "dash": dash},
         "marker": {"color": color, "size": 6, "symbol": _symbol(arm)},
         "name": plain(TWIN_ARMS[arm].statement) + seeds,
@@ -191,19 +206,29 @@ def _thick(arm: str, steps: list[float], curve: list[float], panel: int, *, n: i
     } | panel_axes(panel)
 
 
-def _thin(arm: str, steps: list[float], curve: list[float], panel: int) -> Spec:
-    color, dash = _LOOK.get(arm, (UNDEFINED, "solid"))
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": steps,
-        "y": _values(curve),
-        "line": {"color": color, "width": 1, "dash": dash},
-        "opacity": 0.4,
-        "hoverinfo": "skip",
-        "legendgroup": arm,
-        "showlegend": False,
-    } | panel_axes(panel)
+def _shade(arm: str, x: Sequence[float], found: Sequence[Estimate], panel: int) -> list[Spec]:
+    """The intervals as one closed outline; none where there are no two seeds."""
+    sure = [(at, e) for at, e in zip(x, found, strict=True) if math.isfinite(e.low)]
+    if not sure:
+        return []
+    around = [(at, e.high) for at, e in sure] + [(at, e.low) for at, e in reversed(sure)]
+    color, _ = _LOOK[arm]
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": _values([at for at, _ in around]),
+            "y": _values([value for _, value in around]),
+            "fill": "toself",
+            "fillcolor": color,
+            "line": {"color": color, "width": 0},
+            "opacity": 0.14,
+            "hoverinfo": "skip",
+            "legendgroup": arm,
+            "showlegend": False,
+        }
+        | panel_axes(panel)
+    ]
 
 
 def _symbol(arm: str) -> str:
@@ -216,8 +241,3 @@ def _values(curve: Sequence[float]) -> list[float | None]:
 
 def _number(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
-
-
-def _ticks(steps: tuple[int, ...]) -> list[int]:
-    powers = [10**i * lead for i in range(1, 9) for lead in (1, 3)]
-    return [power for power in powers if steps[1] <= power <= steps[-1]]
