@@ -39,7 +39,17 @@ SHAPES = {
         vocab_size=128256,
         max_position_embeddings=131072,
         rope_theta=500000.0,
-    )
+    ),
+    # The default model's widths in six layers, with a context that its own 8,192 tokens end before.
+    "llama-long": LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=6,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        max_position_embeddings=131072,
+    ),
 }
 
 
@@ -93,7 +103,13 @@ def capture(given: argparse.Namespace, n_prompts: int = 1, n_tokens: int = 1024)
 
 
 def memory(given: argparse.Namespace) -> object:
-    result = measure_peak_memory(model_of(given), n_tokens=given.tokens)
+    model = model_of(given)
+    with tempfile.TemporaryDirectory() as folder:  # each way is measured in a process of its own
+        if given.shape is not None and given.device == "cpu":
+            for part in (model.plain, model.tokenizer):
+                part.save_pretrained(folder)
+        source = None if given.shape is None else folder
+        result = measure_peak_memory(model, n_tokens=given.tokens, source=source)
     for way, peak in zip(result.ways, result.peak_mb, strict=True):
         print(f"{way}: peak {peak:.0f} MiB at {result.n_tokens} tokens")
     return result

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mi_massive._checks import require_in_range
 from mi_massive._columns import seconds_frame
 from mi_massive.capture import capture_norms, provenance_of
 from mi_massive.models.base import HookedModel
@@ -123,17 +124,27 @@ def measure_speed(
     )
 
 
-def measure_peak_memory(model: HookedModel, *, n_tokens: int = 8192) -> PeakMemoryResult:
+def measure_peak_memory(
+    model: HookedModel, *, n_tokens: int = 8192, source: str | Path | None = None
+) -> PeakMemoryResult:
     """Peak memory of the first three of `WAYS` on one prompt.
 
     Args:
-        model: From `load_model`; on a CPU a fresh process a way loads it by its name.
+        model: From `load_model`.
         n_tokens: Tokens of the prompt.
+        source: What a fresh process a way loads on a CPU, as for `load_model`; the model's name
+            without it.
+
+    Raises:
+        ValueError: If the prompt would exceed the model's context.
     """
-    ways = WAYS[:3]
+    context = model.geometry.training_context
+    longest = 1 << 30 if context is None else context
+    require_in_range("n_tokens", n_tokens, low=1, high=longest, unit="tokens")
+    loaded, ways = str(source or model.name), WAYS[:3]
     return PeakMemoryResult(
         ways=ways,
-        peak_mb=tuple(_peak_mb(model, way, n_tokens) for way in ways),
+        peak_mb=tuple(_peak_mb(model, loaded, way, n_tokens) for way in ways),
         n_tokens=n_tokens,
         provenance=provenance_of(model, tokenize_prompts(None, token_ids(n_tokens)), batch_size=1),
     )
@@ -197,7 +208,7 @@ def in_turn(
     return rounds[-n_rounds:]
 
 
-def _peak_mb(model: HookedModel, way: str, n_tokens: int) -> float:
+def _peak_mb(model: HookedModel, source: str, way: str, n_tokens: int) -> float:
     """Peak memory of one way that is gone once; on a CPU of a fresh process, which loads the model.
 
     Memory of a process hardly shrinks, so a way could hide below the peak of another.
@@ -207,7 +218,7 @@ def _peak_mb(model: HookedModel, way: str, n_tokens: int) -> float:
         _run_alone(model, way, n_tokens)
         return torch.cuda.max_memory_allocated(model.device) / 1024**2
     dtype = str(model.dtype).removeprefix("torch.")
-    command = [sys.executable, "-c", _ALONE, model.name, dtype, way, str(n_tokens)]
+    command = [sys.executable, "-c", _ALONE, source, dtype, way, str(n_tokens)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 

@@ -95,6 +95,9 @@ def test_a_shape_with_random_weights_can_be_timed(monkeypatch: pytest.MonkeyPatc
         rounds=2,
         nnsight=None,
     )
+    memory = speed.memory(argparse.Namespace(**{**vars(given), "tokens": 24}))
+    assert (memory.n_tokens, memory.provenance.model) == (24, "llama-3-8b")
+    assert all(peak > 100 for peak in memory.peak_mb)
     result = speed.capture(given, n_prompts=2, n_tokens=16)
     assert result.provenance.weights_note == "random weights"
     assert result.provenance.dtype == "bfloat16"

@@ -70,7 +70,7 @@ def test_a_planted_allocation_is_seen_in_the_peak_and_not_in_that_of_a_child(fol
     assert peak >= 1024
     del planted
     assert speed._own_peak_mb() + 1 >= peak >= before  # the kernel counts in batches of pages
-    child = speed._peak_mb(load_model(folder), "capture", 64)
+    child = speed._peak_mb(load_model(folder), str(folder), "capture", 64)
     assert 100 < child < peak - 256  # ru_maxrss of the child would be at least ours
 
 
@@ -80,6 +80,14 @@ def test_peak_memory_is_taken_of_the_first_three_ways(folder: Path, tmp_path: Pa
     assert all(100 < peak < 8192 for peak in result.peak_mb)
     again = load_result(save_result(result, tmp_path / "memory.json"))
     assert again.peak_mb == result.peak_mb
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_anything_is_measured(folder: Path) -> None:
+    model = load_model(folder)
+    context = model.geometry.training_context
+    assert context is not None
+    with pytest.raises(ValueError, match=rf"n_tokens must be .* {context}.*, got {context + 1}"):
+        measure_peak_memory(model, n_tokens=context + 1)
 
 
 def test_token_ids_are_the_same_every_time() -> None:
