@@ -120,14 +120,14 @@ def disrupt_command(
 def battery_for_report(
     model: "HookedModel", n_examples: int, *, batch_size: int, quiet: bool
 ) -> "DisruptionResult | None":
-    """The report's small experiment; None without examples or on a model that has no answers.
+    """The report's small experiment; None on a model that has no answers.
 
     Raises:
         ValueError: If it cannot be run on this model, with the option that leaves it out.
     """
     from mi_massive.battery import n_cells, run_battery
 
-    if not n_examples or not (model.is_causal and model.has_head):
+    if not (model.is_causal and model.has_head):
         return None
     with progress(n_cells(), quiet=quiet, what="tasks under edits") as advance:
         try:

@@ -117,6 +117,7 @@ def test_help_names_every_option(command: str, run: Run) -> None:
             "--out",
             "--control",
             "--examples",
+            "--disruption",
             "--conflict",
             "--fluency",
             "--patched",
@@ -735,6 +736,6 @@ def test_a_report_without_tasks_refuses_answers_that_it_would_not_judge(
     out = tmp_path / "report"
     answer = run("report", "--out", out, "--examples", 0, "--fluency", record)
     assert refused(answer) == (
-        "--fluency must come with --examples, under whose edits C5b is judged"
+        "--fluency must come with --examples or --disruption, under whose edits C5b is judged"
     )
     assert not out.exists()
