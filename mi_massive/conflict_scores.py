@@ -22,7 +22,6 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mi_massive._brief import Brief
 from mi_massive.controls import Controls, control_label
 from mi_massive.proportions import mcnemar_p_value, proportion
 from mi_massive.records import Provenance
@@ -73,8 +72,8 @@ class ConflictAnswers:
     provenance: Provenance
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class ConflictCell(Brief):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConflictCell:
     """One arm on the known conflicts, or on those of one relation or style, in one read-out.
 
     Changes are paired with the intact model, example by example: interval by bootstrap over

@@ -51,8 +51,8 @@ class FamilyProjection:
     """Rank correlation of the two halves of a layer's mean profile, from `symmetry`."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class FamilyRow(Brief):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FamilyRow:
     """One model."""
 
     model: str
