@@ -86,8 +86,8 @@ def report_command(
         bool, typer.Option("--overwrite", help="Replace a report of another model in the folder.")
     ] = False,
     prompts: opt.Prompts = None,
-    column: opt.Column = "text",
-    split: opt.Split = "train",
+    column: opt.Column = None,
+    split: opt.Split = None,
     limit: opt.Limit = None,
     chat: opt.Chat = False,
     max_length: opt.MaxLength = None,

@@ -88,6 +88,12 @@ def test_a_task_of_ones_own_is_asked_under_every_arm(
         (["--tasks", ","], "--tasks must name at least one of gsm8k, aqua"),
         (["--data", "rows.jsonl"], "--data must stand in for one of the tasks gsm8k, aqua, imdb"),
         (["--save", "result.txt"], "--save must end in .json"),
+        (
+            ["--seeds", "3"],
+            "--seeds must be left out for presets that draw nothing, got 3 for paper",
+        ),
+        (["--layers", "x"], "layers must be a block such as 3, a range such as 3-9 or several"),
+        (["--layers", "0-2"], "layers must be among [0, 1], got 2"),
         (["--answers", "a.json"], "--answers must be a file that ends in .jsonl, got a.json"),
         (["--answers", "/dev/null/a.jsonl"], "--answers must"),
     ],
@@ -209,6 +215,17 @@ def test_an_encoder_has_no_answers(run: Run, own: Path, tmp_path: Path) -> None:
     status, _, err = run("disrupt", folder, "--tasks", own)
     assert status != 0
     assert "must be a decoder with a language-modelling head" in err
+
+
+def test_arms_can_be_kept_to_some_blocks(run: Run, model: Path, own: Path) -> None:
+    given = ["--tasks", own, "--preset", "paper,random", "--k", "2", "--readout", "options"]
+    edits: dict[str, int] = {}
+    for layers in ((), ("--layers", "1"), ("--layers", "0-1")):
+        status, out, _ = run("disrupt", model, *given, *layers, "--json")
+        assert status == 0
+        edits |= {cell["arm"]: cell["n_edits"] for cell in json.loads(out)["cells"]}
+    assert edits["paper k=2 layers=1"] * 2 == edits["paper k=2"] == edits["paper k=2 layers=0,1"]
+    assert "random k=2 seed=0 layers=1" in edits
 
 
 def test_a_report_shows_a_saved_disruption_and_asks_no_task_anew(

@@ -97,7 +97,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "_report_command",
         "_saved_results",
         "_list_commands",
-        *("_options", "_completion"),
+        *("_options", "_arm_options", "_completion"),
         "_terminal",
         "__main__",
         "__init__",
