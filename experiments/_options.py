@@ -14,11 +14,16 @@ HERE = Path(__file__).parent
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which models, how they run, where finished cells and records lie."""
     parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    add_placement(parser)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--cells", type=Path, default=HERE.parent / "cells")
     parser.add_argument("--out", type=Path, default=HERE / "records")
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Where a model runs, and with which type of weights."""
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
 
 
 def load(name: str, given: argparse.Namespace) -> HookedModel:

@@ -11,7 +11,9 @@ Command: python experiments/bands.py
 import argparse
 from pathlib import Path
 
-from mi_massive import BandsConfig, bands, capture_norms, default_passages, load_model, save_result
+from _options import add_placement, load
+
+from mi_massive import BandsConfig, bands, capture_norms, default_passages, save_result
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -20,10 +22,10 @@ def main() -> None:
     """Record the frequency profiles of the model on the default passages."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--model", default="smollm2-135m-instruct")
-    options.add_argument("--device", default="cpu")
+    add_placement(options)
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
-    norms = capture_norms(load_model(given.model, device=given.device), default_passages())
+    norms = capture_norms(load(given.model, given), default_passages())
     result = bands(norms, config=BandsConfig())
     path = save_result(result, given.out / f"bands_{given.model}.json")
     for projection in ("q", "k", "v"):

@@ -11,12 +11,13 @@ Command: python experiments/concentration.py
 import argparse
 from pathlib import Path
 
+from _options import add_placement, load
+
 from mi_massive import (
     ConcentrationConfig,
     capture_norms,
     concentration,
     default_passages,
-    load_model,
     save_result,
 )
 
@@ -28,11 +29,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--model", default="smollm2-135m-instruct")
     options.add_argument("--control", default="all-minilm-l6-v2")
-    options.add_argument("--device", default="cpu")
+    add_placement(options)
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
     for name in (given.model, given.control):
-        norms = capture_norms(load_model(name, device=given.device), default_passages())
+        norms = capture_norms(load(name, given), default_passages())
         result = concentration(norms, config=ConcentrationConfig())
         path = save_result(result, given.out / f"concentration_{name}.json")
         for projection in ("q", "k", "v"):

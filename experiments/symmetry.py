@@ -10,11 +10,12 @@ Command: python experiments/symmetry.py
 import argparse
 from pathlib import Path
 
+from _options import add_placement, load
+
 from mi_massive import (
     SymmetryConfig,
     capture_norms,
     default_passages,
-    load_model,
     save_result,
     symmetry,
 )
@@ -26,10 +27,10 @@ def main() -> None:
     """Record partner agreement, clusters and phases of the model on the default passages."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--model", default="smollm2-135m-instruct")
-    options.add_argument("--device", default="cpu")
+    add_placement(options)
     options.add_argument("--out", type=Path, default=RECORDS)
     given = options.parse_args()
-    norms = capture_norms(load_model(given.model, device=given.device), default_passages())
+    norms = capture_norms(load(given.model, given), default_passages())
     result = symmetry(norms, config=SymmetryConfig())
     path = save_result(result, given.out / f"symmetry_{given.model}.json")
     for projection in ("q", "k", "v"):

@@ -1,5 +1,6 @@
 """The three choices that make an intervention: which dimensions, what replaces them, and where."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Literal, cast
 
@@ -71,3 +72,22 @@ class Intervention:
             for part, choices in asdict(self).items()
             for name, value in choices.items()
         }
+
+
+def blocks_of(listed: str) -> tuple[int, ...]:
+    """Block indices that a text names: a block, a range with both ends, or several with commas.
+
+    Raises:
+        ValueError: If a part is neither.
+    """
+    blocks: list[int] = []
+    for part in listed.split(","):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        first, last = (0, -1) if ends is None else (int(ends[1]), int(ends[2] or ends[1]))
+        if first > last:
+            raise ValueError(
+                "layers must be a block such as 3, a range such as 3-9 or several with commas, "
+                f"got {listed!r}"
+            )
+        blocks += range(first, last + 1)
+    return tuple(blocks)

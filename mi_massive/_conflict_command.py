@@ -7,7 +7,7 @@ import typer
 
 from mi_massive import _completion as completion
 from mi_massive import _options as opt
-from mi_massive._disrupt_command import doses, split
+from mi_massive._arm_options import chosen_arms, doses, split
 from mi_massive._terminal import print_json, print_records, progress
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.records import save_result
@@ -31,6 +31,7 @@ def conflict_command(
         typer.Option(help="Dimensions of each head, with commas; default: each preset's own."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of arms that draw.")] = 1,
+    layers: opt.Layers = None,
     relations: Annotated[
         str | None, typer.Option(help="Relations, with commas, such as city_country.")
     ] = None,
@@ -57,11 +58,14 @@ def conflict_command(
     wanted, ks = split(preset), None if k is None else doses(k)
     named = None if relations is None else _relations(relations)
 
-    from mi_massive.arms import make_arms  # late, as all that loads transformers
-    from mi_massive.conflict import ConflictConfig, run_conflict
+    from mi_massive.conflict import ConflictConfig, run_conflict  # late: loads transformers
     from mi_massive.model_conflicts import load_conflicts
 
-    arms = make_arms(wanted, ks=ks, n_seeds=seeds) if wanted else ()
+    given = {"--k": k, "--seeds": None if seeds == 1 else seeds, "--layers": layers}
+    idle = next((option for option, value in given.items() if value is not None), None)
+    if idle is not None and not wanted:
+        raise ValueError(f"{idle} must come with --preset, got it for the intact model alone")
+    arms = chosen_arms(wanted, ks, seeds, layers) if wanted else ()
     config = ConflictConfig(
         batch_size=batch_size, legacy_examples=_LEGACY_EXAMPLES if legacy else 0, seed=seed
     )

@@ -9,6 +9,7 @@ import typer
 
 from mi_massive import _completion as completion
 from mi_massive import _options as opt
+from mi_massive._arm_options import chosen_arms, doses, split
 from mi_massive._terminal import columns_of, print_json, print_records, progress, signed
 from mi_massive.answer_files import AnswerFile, require_answers
 from mi_massive.contrasts import FEWEST
@@ -41,6 +42,7 @@ def disrupt_command(
         typer.Option(help="Dimensions of each head, with commas; default: each preset's own."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of arms that draw.")] = 1,
+    layers: opt.Layers = None,
     tasks: Annotated[
         str,
         typer.Option(
@@ -79,10 +81,9 @@ def disrupt_command(
     own = own_tasks(names, limit)
     asking = EvaluationConfig(readouts=_readouts(readout), chat=chat, batch_size=batch_size)
 
-    from mi_massive.arms import make_arms  # late, as all that loads transformers
-    from mi_massive.disruption import DisruptionConfig, run_disruption
+    from mi_massive.disruption import DisruptionConfig, run_disruption  # late: loads transformers
 
-    arms = make_arms(split(preset), ks=ks, n_seeds=seeds)
+    arms = chosen_arms(split(preset), ks, seeds, layers)
     loaded = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
     asked = asked_tasks(loaded, names, own, limit=limit, data=data, chat=chat)
     with progress((1 + len(arms)) * len(asked), quiet=quiet, what="cells") as advance:
@@ -120,14 +121,14 @@ def disrupt_command(
 def battery_for_report(
     model: "HookedModel", n_examples: int, *, batch_size: int, quiet: bool
 ) -> "DisruptionResult | None":
-    """The report's small experiment; None without examples or on a model that has no answers.
+    """The report's small experiment; None on a model that has no answers.
 
     Raises:
         ValueError: If it cannot be run on this model, with the option that leaves it out.
     """
     from mi_massive.battery import n_cells, run_battery
 
-    if not n_examples or not (model.is_causal and model.has_head):
+    if not (model.is_causal and model.has_head):
         return None
     with progress(n_cells(), quiet=quiet, what="tasks under edits") as advance:
         try:
@@ -257,23 +258,6 @@ def asked_tasks(
         own.get(name) or load_tasks(model, [name], data=data, limit=limit, chat=chat)[0]
         for name in names
     ]
-
-
-def split(listed: str) -> list[str]:
-    """Parts of an option's value between commas."""
-    return [part.strip() for part in listed.split(",") if part.strip()]
-
-
-def doses(listed: str) -> list[int]:
-    """Numbers of dimensions, from an option's value.
-
-    Raises:
-        ValueError: If there is none or something else.
-    """
-    parts = split(listed)
-    if not parts or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--k must be whole numbers with commas, got {listed!r}")
-    return [int(part) for part in parts]
 
 
 def _readouts(listed: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 
+from mi_massive._choices import blocks_of
 from mi_massive._sources import make_disruptor
 from mi_massive.arms import Arm, match_arms
 from mi_massive.disruption import DisruptionConfig
@@ -181,11 +182,4 @@ def whole_number(name: str, value: int | str) -> int:
 def _blocks(layers: int | str | Sequence[int]) -> tuple[int, ...]:
     if isinstance(layers, int):
         return (layers,)
-    if not isinstance(layers, str):
-        return tuple(layers)
-    ends = re.fullmatch(r"(\d+)-(\d+)", layers)
-    if ends is None or int(ends[1]) > int(ends[2]):
-        raise ValueError(
-            f"layers must be a block such as 3, a range such as 3-9 or a list, got {layers!r}"
-        )
-    return tuple(range(int(ends[1]), int(ends[2]) + 1))
+    return blocks_of(layers) if isinstance(layers, str) else tuple(layers)

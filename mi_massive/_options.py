@@ -32,8 +32,12 @@ Prompts = Annotated[
         "default: the 32 passages of this package.",
     ),
 ]
-Column = Annotated[str, typer.Option(help="Column of the prompts in a table or data set.")]
-Split = Annotated[str, typer.Option(help="Split of the data set that holds the prompts.")]
+Column = Annotated[
+    str | None, typer.Option(help="Column of the prompts in a table or data set; default: text.")
+]
+Split = Annotated[
+    str | None, typer.Option(help="Split of the data set that holds the prompts; default: train.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first prompts.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Wrap each prompt in the chat template.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Truncate prompts to this many tokens.")]
@@ -68,6 +72,12 @@ Cells = Annotated[
 ]
 Ratio = Annotated[
     float, typer.Option(help="Massive: norm above this multiple of the head's mean (lambda).")
+]
+
+
+Layers = Annotated[
+    str | None,
+    typer.Option(help="Blocks that arms edit, with commas, also ranges such as 0-9; default: all."),
 ]
 
 
@@ -113,11 +123,40 @@ class CaptureOptions:
             )
 
 
-def read_texts(source: str | None, column: str, split: str, limit: int | None) -> tuple[str, ...]:
-    """Texts of a prompt source, or the default passages."""
+def read_texts(
+    source: str | None,
+    column: str | None,
+    split: str | None,
+    limit: int | None,
+    *,
+    option: str = "--prompts",
+) -> tuple[str, ...]:
+    """Texts of the source that `option` names, or the default passages.
+
+    Raises:
+        ValueError: If a column or a split is named that the source does not have, so that it would
+            mean nothing; see also `read_prompts`.
+        FileNotFoundError: If there is no such source.
+    """
+    for named, given in (("--column", column), ("--split", split)):
+        if given is not None and source is None:
+            raise ValueError(
+                f"{named} must come with {option}, got {given!r} without; leave it out, or name "
+                "what has it"
+            )
     if source is None:
         return default_passages()[:limit]
-    return read_prompts(source, column=column, split=split, limit=limit)
+    path = Path(source)
+    if split is not None and (path.is_file() or (path / "state.json").is_file()):
+        raise ValueError(
+            f"--split must be left out for a source without splits, got {split!r} for {source}"
+        )
+    if column is not None and path.is_file() and path.suffix == ".txt":
+        raise ValueError(
+            f"--column must be left out for a text file, which has none, got {column!r} for "
+            f"{source}"
+        )
+    return read_prompts(source, column=column or "text", split=split or "train", limit=limit)
 
 
 def require_savable(save: Path | None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from mi_massive import _options as opt
-from mi_massive._disrupt_command import split
+from mi_massive._arm_options import split
 from mi_massive._patch_report import known_pairs
 from mi_massive._patch_units import require_fitting, require_granularity, require_site
 from mi_massive._terminal import print_json, print_records, progress, waiting

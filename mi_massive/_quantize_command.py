@@ -1,7 +1,7 @@
 """`mi-massive quantize`: quantized copies of a model beside full precision."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +21,7 @@ from mi_massive.records import save_result
 from mi_massive.scores import EvaluationConfig
 
 _TASKS = "passkey_128_6,pairs_open_book,pairs_closed_book"
+_GROUP, _WINDOWS, _WINDOW_LENGTH = 64, 8, 256
 
 
 def quantize_command(
@@ -33,7 +34,10 @@ def quantize_command(
         int | None,
         typer.Option(help="Bits of a weight; default: 4, and 8 with activations (smoothquant)."),
     ] = None,
-    group: Annotated[int, typer.Option(help="Inputs of a layer that share a scale.")] = 64,
+    group: Annotated[
+        int | None,
+        typer.Option(help=f"Inputs that share a scale, unless activations do; default: {_GROUP}."),
+    ] = None,
     activation_bits: Annotated[
         int | None, typer.Option(help="8: round each token's activations too (rtn, smoothquant).")
     ] = None,
@@ -45,11 +49,19 @@ def quantize_command(
         ),
     ] = None,
     column: Annotated[
-        str, typer.Option(help="Column of --calibration in a table or data set.")
-    ] = "text",
-    split: Annotated[str, typer.Option(help="Split of --calibration in a data set.")] = "train",
-    windows: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 8,
-    window_length: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 256,
+        str | None,
+        typer.Option(help="Column of --calibration in a table or data set; default: text."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of --calibration in a data set; default: train.")
+    ] = None,
+    windows: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Windows of calibration text; default: {_WINDOWS}."),
+    ] = None,
+    window_length: Annotated[
+        int | None, typer.Option(min=2, help=f"Tokens of a window; default: {_WINDOW_LENGTH}.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the calibration windows.")] = 1,
     tasks: Annotated[
         str,
@@ -77,12 +89,23 @@ def quantize_command(
         methods,
         bits,
         activation_bits,
-        group=group,
+        group=group or _GROUP,
         seeds=range(seeds),
-        n_calibration=windows,
-        calibration_length=window_length,
+        n_calibration=windows or _WINDOWS,
+        calibration_length=window_length or _WINDOW_LENGTH,
     )
-    texts = None if calibration is None else opt.read_texts(calibration, column, split, None)
+    _require_use(
+        schemes,
+        {"--group": group},
+        {
+            "--calibration": calibration,
+            "--windows": windows,
+            "--window-length": window_length,
+            "--seeds": None if seeds == 1 else seeds,
+        },
+    )
+    looked_at = opt.read_texts(calibration, column, split, None, option="--calibration")
+    texts = None if calibration is None else looked_at
     names = task_names(tasks)
     own = own_tasks(names, limit)
 
@@ -144,3 +167,21 @@ def _schemes(
         own = bits or (4 if rounded is None else 8)
         made += make_schemes([method], bits=own, activation_bits=rounded, **drawn)
     return made
+
+
+def _require_use(
+    schemes: Sequence[QuantizationScheme],
+    grouped: Mapping[str, object],
+    drawn: Mapping[str, object],
+) -> None:
+    """Refuse options of groups that no scheme has, and of calibration that none looks at."""
+    for named, used, why in (
+        (grouped, any(s.group is not None for s in schemes), "have a scale for each output"),
+        (drawn, any(s.n_calibration for s in schemes), "look at no text"),
+    ):
+        given = [option for option, value in named.items() if value is not None]
+        if given and not used:
+            methods = ", ".join(dict.fromkeys(s.method for s in schemes))
+            raise ValueError(
+                f"{given[0]} must be left out for methods that {why}, got it for {methods}"
+            )

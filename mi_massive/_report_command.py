@@ -23,6 +23,7 @@ from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.symmetry import SymmetryConfig
 
 _RATIO = ConcentrationConfig().ratio
+_EXAMPLES = 10
 
 
 def report_command(
@@ -33,9 +34,19 @@ def report_command(
         str, typer.Option(help="Model without RoPE to compare with; 'none' for no control.")
     ] = "all-minilm-l6-v2",
     examples: Annotated[
-        int,
-        typer.Option(min=0, help="Examples of each task under each edit (C4, C5); 0: no tasks."),
-    ] = 10,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Examples of each task under each edit (C4, C5); 0: no tasks; default: "
+            f"{_EXAMPLES}, with --disruption 0.",
+        ),
+    ] = None,
+    disruption: Annotated[
+        Path | None,
+        typer.Option(
+            help="Saved result of `mi-massive disrupt` on this model (C4, C5), to show instead."
+        ),
+    ] = None,
     conflicts: Annotated[
         int, typer.Option(min=0, help="Facts to contradict under each edit (C6); 0: none.")
     ] = 0,
@@ -75,8 +86,8 @@ def report_command(
         bool, typer.Option("--overwrite", help="Replace a report of another model in the folder.")
     ] = False,
     prompts: opt.Prompts = None,
-    column: opt.Column = "text",
-    split: opt.Split = "train",
+    column: opt.Column = None,
+    split: opt.Split = None,
     limit: opt.Limit = None,
     chat: opt.Chat = False,
     max_length: opt.MaxLength = None,
@@ -104,10 +115,16 @@ def report_command(
     require_replaceable(out.resolve(), model=opt.model_name(model), overwrite=overwrite)
     opt.require_writable("--out", out)
     named = opt.model_name(model)
-    if fluency is not None and not examples:
-        raise ValueError("--fluency must come with --examples, under whose edits C5b is judged")
+    require_one_source("--examples", examples or 0, "--disruption", disruption)
+    if examples is None:
+        examples = _EXAMPLES if disruption is None else 0
+    if fluency is not None and not (examples or disruption):
+        raise ValueError(
+            "--fluency must come with --examples or --disruption, under whose edits C5b is judged"
+        )
     require_one_source("--conflicts", conflicts, "--conflict", conflict)
     require_one_source("--patching", patching, "--patched", patched)
+    disrupted = saved_result("--disruption", disruption, ("DisruptionResult",), named)
     contradicted = saved_result("--conflict", conflict, ("ConflictResult",), named)
     written = saved_result("--fluency", fluency, ("FluencyResult",), named)
     exchanged = saved_patches(patched or [], named)
@@ -133,7 +150,8 @@ def report_command(
         exchanged = patching_for_report(subject, patching, batch_size=batch_size, quiet=quiet)
     elif patched:
         exchanged |= view_for_report(subject, exchanged["patching"], quiet=quiet)
-    disruption = battery_for_report(subject, examples, batch_size=batch_size, quiet=quiet)
+    if examples:
+        disrupted = battery_for_report(subject, examples, batch_size=batch_size, quiet=quiet)
     config = StudyConfig(
         concentration=configs[0],
         bands=configs[1],
@@ -147,7 +165,7 @@ def report_command(
             own,
             control=other,
             control_prompts=others,
-            disruption=disruption,
+            disruption=disrupted,
             conflict=contradicted,
             fluency=written,
             **in_few_bits,

@@ -9,7 +9,7 @@ import typer
 
 from mi_massive import _completion as completion
 from mi_massive import _options as opt
-from mi_massive._disrupt_command import split
+from mi_massive._arm_options import split
 from mi_massive._terminal import print_json, print_records, twins_progress
 from mi_massive.axes import PROJECTIONS
 from mi_massive.presets import DEFAULT_K

@@ -63,7 +63,11 @@ class Arm:
 
 
 def make_arms(
-    presets: Sequence[str], *, ks: Sequence[int] | None = None, n_seeds: int = 1
+    presets: Sequence[str],
+    *,
+    ks: Sequence[int] | None = None,
+    n_seeds: int = 1,
+    layers: Sequence[int] | None = None,
 ) -> tuple[Arm, ...]:
     """Arms of each preset at each k.
 
@@ -72,6 +76,7 @@ def make_arms(
         ks: Dimensions of each head; None takes each preset's own number, which for `authors_*` is
             that of the published code.
         n_seeds: Seeds of the presets that draw their dimensions.
+        layers: Block indices that every arm edits; None for all.
 
     Returns:
         Arms in the order of the presets, then of the doses, then of the seeds.
@@ -89,12 +94,13 @@ def make_arms(
             f"ks (option --k) must be left out for presets that have no k, got {list(ks)} for "
             f"{', '.join(presets)}; take the preset paper for the k largest dimensions"
         )
+    where = None if layers is None else tuple(layers)
     arms: list[Arm] = []
     for name in presets:
         entry = PRESETS[name]
         seeds = range(n_seeds if entry.seeded else 1)
         doses = ks if entry.dosed and ks is not None else (entry.k,)
-        arms += [Arm(preset=name, k=k, seed=seed) for k in doses for seed in seeds]
+        arms += [Arm(preset=name, k=k, seed=seed, layers=where) for k in doses for seed in seeds]
     return tuple(arms)
 
 

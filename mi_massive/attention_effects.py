@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive.capture import provenance_of
 from mi_massive.interventions import Intervention, disrupt
 from mi_massive.models.attention import watching_patterns
@@ -37,8 +38,8 @@ _MOST_WEIGHTS: Final = 2**27
 """Prompts of a pass, and attention weights of all its layers, at most; one prompt may have more."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EffectsResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class EffectsResult(Brief):
     """What each arm does to the attention and to the text's cross-entropy, prompt by prompt."""
 
     arms: tuple[str, ...]

@@ -25,6 +25,7 @@ from mi_massive._band_tests import (
     slow_half,
     unrotated_share,
 )
+from mi_massive._brief import Brief
 from mi_massive._checks import require_in_range
 from mi_massive._pairs import require_valid
 from mi_massive.axes import Projection
@@ -78,8 +79,8 @@ class ProjectionBands:
     0.5 (pairs permuted, alike in all heads and layers). n counts layers with massive dimensions."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class BandsResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class BandsResult(Brief):
     """Frequency profiles of q, k (rotated and with the rotation undone) and of v as control."""
 
     q: ProjectionBands

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mi_massive._brief import Brief
 from mi_massive._concentration_tests import contrast
 from mi_massive._conflict_claims import edit_findings
 from mi_massive._method_claims import method_findings
@@ -63,8 +64,8 @@ class Claim:
     """What was found in plain words, also against the paper."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ScoreboardResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class ScoreboardResult(Brief):
     """Verdicts on the claims for one model."""
 
     claims: tuple[Claim, ...]

@@ -83,8 +83,8 @@ def concentration_command(
     model: opt.Model = DEFAULT_MODEL,
     *,
     prompts: opt.Prompts = None,
-    column: opt.Column = "text",
-    split: opt.Split = "train",
+    column: opt.Column = None,
+    split: opt.Split = None,
     limit: opt.Limit = None,
     chat: opt.Chat = False,
     max_length: opt.MaxLength = None,
@@ -120,14 +120,16 @@ def bands_command(
     model: opt.Model = DEFAULT_MODEL,
     *,
     prompts: opt.Prompts = None,
-    column: opt.Column = "text",
-    split: opt.Split = "train",
+    column: opt.Column = None,
+    split: opt.Split = None,
     limit: opt.Limit = None,
     chat: opt.Chat = False,
     max_length: opt.MaxLength = None,
     skip_first: opt.SkipFirst = False,
     ratio: opt.Ratio = _BANDS.ratio,
-    n_bands: Annotated[int, typer.Option(min=1, help="Bands, from fast to slow.")] = _BANDS.n_bands,
+    n_bands: Annotated[
+        int, typer.Option("--bands", min=1, help="Bands of the rotary pairs, fast to slow.")
+    ] = _BANDS.n_bands,
     batch_size: opt.BatchSize = opt.BATCH_SIZE,
     device: opt.Device = opt.DEVICE,
     dtype: opt.Dtype = opt.DTYPE,
@@ -159,8 +161,8 @@ def symmetry_command(
     model: opt.Model = DEFAULT_MODEL,
     *,
     prompts: opt.Prompts = None,
-    column: opt.Column = "text",
-    split: opt.Split = "train",
+    column: opt.Column = None,
+    split: opt.Split = None,
     limit: opt.Limit = None,
     chat: opt.Chat = False,
     max_length: opt.MaxLength = None,
@@ -222,8 +224,14 @@ def doctor(
     result = diagnose(opt.load(model, device, dtype, revision, trust_remote_code, quiet))
     checks = [dataclasses.asdict(check) for check in result.checks]
     if as_json:
-        name = result.provenance.model
-        print_json({"model": name, "healthy": result.healthy, "checks": checks})
+        print_json(
+            {
+                "model": result.provenance.model,
+                "healthy": result.healthy,
+                "checks": checks,
+                "provenance": dataclasses.asdict(result.provenance),
+            }
+        )
     else:
         columns = ("outcome", "question", "found", "consequence")
         rows = [{name: check[name] for name in columns} for check in checks]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mi_massive import _concentration_tests as prompt_tests
 from mi_massive._agreement import agreement, dim_positions
+from mi_massive._brief import Brief
 from mi_massive._checks import require_finite, require_in_range, require_positive
 from mi_massive._head_statistics import (
     HEAD_STATISTICS,
@@ -88,8 +89,8 @@ class ProjectionConcentration:
     """Bootstrap interval of the curve over prompts."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ConcentrationResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class ConcentrationResult(Brief):
     """Concentration of q, k and v, side by side; v is the negative control."""
 
     q: ProjectionConcentration

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mi_massive._brief import Brief
 from mi_massive._cells import kept
 from mi_massive._checks import require_in_range
 from mi_massive._columns import estimate_columns
@@ -73,8 +74,8 @@ class ConflictConfig:
         require_in_range("n_resamples", self.n_resamples, low=1, high=10**6, unit="resamples")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConflictResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class ConflictResult(Brief):
     """Every arm on the conflicts that the intact model knows."""
 
     arms: tuple[Arm, ...]

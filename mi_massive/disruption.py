@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mi_massive._brief import Brief
 from mi_massive._cells import kept_evaluation
 from mi_massive._checks import require_in_range, require_not_empty
 from mi_massive._columns import estimate_columns
@@ -55,8 +56,8 @@ class DisruptionConfig:
         require_in_range("neutral_length", self.neutral_length, low=8, high=1 << 20, unit="tokens")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DisruptionResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class DisruptionResult(Brief):
     """Every arm on every task, with what each does to neutral text."""
 
     arms: tuple[Arm, ...]

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive.axes import PROJECTIONS
 from mi_massive.capture import capture_norms, provenance_of
 from mi_massive.models.attention import AttentionInputs
@@ -51,8 +52,8 @@ class Check:
     """What may and what may not be trusted because of it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DoctorResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class DoctorResult(Brief):
     """The doctor's table for one model."""
 
     checks: tuple[Check, ...]

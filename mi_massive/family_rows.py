@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mi_massive._brief import Brief
 from mi_massive._verdicts import UNDEFINED
 from mi_massive.axes import PROJECTIONS, Layout, Projection
 from mi_massive.concentration import ConcentrationConfig
@@ -78,8 +79,8 @@ class FamilyRow:
         return {"q": self.q, "k": self.k, "v": self.v}[projection]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FamiliesResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class FamiliesResult(Brief):
     """A row for every model that was asked for, in that order."""
 
     rows: tuple[FamilyRow, ...]

@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float
 
+from mi_massive._brief import Brief
 from mi_massive._cells import kept_evaluation
 from mi_massive._checks import require_not_empty
 from mi_massive._columns import estimate_columns
@@ -61,8 +62,8 @@ class Fluency:
     """How much less varied than the intact model's the answers are; as above."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FluencyResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class FluencyResult(Brief):
     """Every arm on every task, the intact model first."""
 
     rows: tuple[Fluency, ...]

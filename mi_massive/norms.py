@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive.axes import Projection
 from mi_massive.records import Provenance
 from mi_massive.rope import ModelGeometry
@@ -60,8 +61,8 @@ class SiteSums:
         return self.first.square().sum(dim=0) / self.squares.sum(dim=0)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class AttentionNorms:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class AttentionNorms(Brief):
     """Norms of queries, keys and values over a set of prompts, from `capture_norms`.
 
     `q`, `k` and `v` are the pooled norms `[layer, head, d_head]`; the sums behind them keep the

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive._checks import require_in_range
 from mi_massive._selections import Rule
 from mi_massive.axes import Site
@@ -87,8 +88,8 @@ class PatchedLayer:
     """The same with activations of the pair's placebo prompt."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class PatchingResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class PatchingResult(Brief):
     """What each cell recovers of the difference between the clean and the corrupted run.
 
     Cell tensors have the axes named in `axes`, with the entries in `labels`. Everything is NaN
@@ -164,8 +165,8 @@ class PatchingResult:
         return frame.loc[order].head(n).to_dict(orient="records")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class AttributionResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class AttributionResult(Brief):
     """Gradient estimates of every pair of every head, checked against exact patching."""
 
     site: Site
@@ -223,8 +224,8 @@ class PatchedHead:
     """Of the corrupted run with the head's own activation of the clean run, at all positions."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class PatchedPatternsResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class PatchedPatternsResult(Brief):
     """Attention of chosen heads on one pair, with and without the patch."""
 
     site: Site

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive.axes import Projection
 from mi_massive.records import Provenance
 
@@ -34,8 +35,8 @@ class HeadView:
     """Attention weights of the query head, row = query position."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class PatternsResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class PatternsResult(Brief):
     """Attention and massive activations of chosen heads on one prompt."""
 
     tokens: tuple[str, ...]

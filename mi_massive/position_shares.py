@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive._checks import require_in_range
 from mi_massive.records import Provenance
 from mi_massive.stats import Estimate
@@ -79,8 +80,8 @@ class BandShares:
     """The band's part in the variance of the logits over distances, of all bands."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class PositionSharesResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class PositionSharesResult(Brief):
     """Position against content in the logits of every head, by frequency band."""
 
     share: Float[Tensor, "layer head band"] = field(repr=False)

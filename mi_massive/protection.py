@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from mi_massive._brief import Brief
 from mi_massive._checks import require_in_range, require_not_empty, require_positive
 from mi_massive._columns import estimate_columns
 from mi_massive.attention_effects import EffectsResult
@@ -138,8 +139,8 @@ def gains_frame(gains: Sequence[ProtectionGain]) -> Any:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StateQuantizationResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class StateQuantizationResult(Brief):
     """Every arm of the factorial on neutral text and on tasks."""
 
     arms: tuple[QuantizationArm, ...]

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive._checks import require_in_range, require_not_empty, require_positive
 from mi_massive._columns import estimate_columns
 from mi_massive.axes import Projection
@@ -28,8 +29,8 @@ from mi_massive.stats import Estimate, estimate
 from mi_massive.weight_protection import WeightProtectionConfig, WeightProtectionResult
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizationConfig:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class QuantizationConfig(Brief):
     """What is compared, and how it is measured."""
 
     schemes: tuple[QuantizationScheme, ...] = field(
@@ -85,8 +86,8 @@ class MaskChange:
     """The same of all others."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizationResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class QuantizationResult(Brief):
     """Every scheme beside full precision."""
 
     schemes: tuple[QuantizationScheme, ...]

@@ -24,12 +24,14 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from mi_massive._brief import Brief
+
 _PACKAGE: Final = __name__.partition(".")[0]
 _VERSIONED: Final = ("mi-massive", "torch", "transformers", "transformer-lens")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Provenance:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Provenance(Brief):
     """What a result was computed from and with."""
 
     model: str

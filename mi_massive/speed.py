@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive._checks import require_in_range
 from mi_massive._columns import seconds_frame
 from mi_massive.capture import capture_norms, provenance_of
@@ -42,8 +43,8 @@ _ALONE: Final = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SpeedResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class SpeedResult(Brief):
     """Times of the ways to get norms of queries, keys and values."""
 
     ways: tuple[str, ...]

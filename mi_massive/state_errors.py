@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive.axes import PROJECTIONS, Projection
 from mi_massive.models.attention import AttentionInputs, visiting
 from mi_massive.models.base import HookedModel
@@ -36,8 +37,8 @@ later ones, in all channels."""
 PARTS: Final[tuple[Part, ...]] = ("massive", "other", "first", "later")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class StateErrors:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class StateErrors(Brief):
     """Relative errors of each arm, prompt by prompt."""
 
     arms: tuple[str, ...]

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mi_massive._brief import Brief
 from mi_massive._cells import kept, kept_evaluation, task_key
 from mi_massive._checks import require_in_range, require_not_empty
 from mi_massive._columns import estimate_columns
@@ -69,8 +70,8 @@ class SurgeryConfig:
         require_in_range("n_distances", self.n_distances, low=1, high=100, unit="groups")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SurgeryResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class SurgeryResult(Brief):
     """Every arm on every task and on neutral text, and what the intact heads do in each band."""
 
     arms: tuple[SurgeryArm, ...]

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive._checks import require_in_range
 from mi_massive._clusters import Clusters, find_clusters, mirrored_by_shift
 from mi_massive._pairs import require_valid
@@ -91,8 +92,8 @@ class ProjectionSymmetry:
     the clusters."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SymmetryResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class SymmetryResult(Brief):
     """Half symmetry of q, k and v (control) and the phase between q and k."""
 
     q: ProjectionSymmetry

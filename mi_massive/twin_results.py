@@ -7,7 +7,7 @@ mean over heads and layers. Does not show: that what holds in a small model hold
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -49,7 +49,7 @@ _LEAST_RISE: Final = math.log(1.25)
 class TwinsResult:
     """Twins that differ in their position encoding alone, over the steps of their training."""
 
-    runs: tuple[TwinRun, ...]
+    runs: tuple[TwinRun, ...] = field(repr=False)
     """Arms in the order of the config, the seeds of each together."""
     steps: tuple[int, ...]
     config: TwinsConfig

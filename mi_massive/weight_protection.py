@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mi_massive._brief import Brief
 from mi_massive._cells import kept, kept_evaluation, task_key
 from mi_massive._checks import require_in_range, require_not_empty, require_positive
 from mi_massive._protection_gains import task_gains, text_gains
@@ -97,8 +98,8 @@ class WeightProtectionConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightProtectionResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class WeightProtectionResult(Brief):
     """Every arm of the factorial on neutral text, on states and on tasks."""
 
     arms: tuple[QuantizationArm, ...]

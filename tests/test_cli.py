@@ -94,9 +94,9 @@ def test_help_names_every_option(command: str, run: Run) -> None:
     answer = run(command, "--help")
     assert answer.status == 0
     options = {name: ["--json"] for name in ("models", "tasks", "presets")}
+    options["conflict"] = ["--preset", "--k", "--seeds", "--layers", "--relations", "--legacy"]
     options["doctor"] = ["--device", "--dtype", "--save", "--json", "--quiet"]
-    options["disrupt"] = ["--preset", "--k", "--seeds", "--tasks", "--data", "--limit", "--cells"]
-    options["conflict"] = ["--preset", "--k", "--seeds", "--relations", "--limit", "--legacy"]
+    options["disrupt"] = ["--preset", "--k", "--seeds", "--layers", "--tasks", "--data", "--limit"]
     options["surgery"] = ["--tasks", "--limit", "--bands", "--seeds", "--cells", "--save", "--json"]
     options["quantize"] = ["--method", "--bits", "--group", "--calibration", "--seeds", "--save"]
     options["twins"] = ["--cells", "--arms", "--seeds", "--corpus", "--steps", "--dtype", "--json"]
@@ -117,12 +117,13 @@ def test_help_names_every_option(command: str, run: Run) -> None:
             "--out",
             "--control",
             "--examples",
+            "--disruption",
             "--conflict",
             "--fluency",
             "--patched",
             "--surgery",
         ],
-        "bands": ["--n-bands"],
+        "bands": ["--bands"],
     }
     wanted = options.get(command, [*common, "--skip-first", *own.get(command, ["--save"])])
     assert [option for option in wanted if option not in answer.out] == []
@@ -308,7 +309,7 @@ def test_options_reach_the_capture_and_the_analysis(
 ) -> None:
     save = tmp_path / "result.json"
     options = ["--limit", 2, "--max-length", 5, "--skip-first", "--ratio", 2, "--batch-size", 1]
-    kind = ["--n-bands", 4, "--dtype", "bfloat16", "--save", save]
+    kind = ["--bands", 4, "--dtype", "bfloat16", "--save", save]
     answer = run("bands", tiny, "--prompts", texts, *options, *kind)
     assert answer.status == 0
     result = load_result(save)
@@ -351,6 +352,9 @@ def test_doctor_says_what_can_be_trusted(tiny: Path, tmp_path: Path, run: Run) -
     document = parsed(answer.out)
     assert document["healthy"] is True
     assert {check["outcome"] for check in document["checks"]} == {"ok"}
+    source = document["provenance"]
+    assert source["versions"].keys() >= {"torch", "mi-massive"}
+    assert (source["device"], source["command"].split()[1]) == ("cpu", "doctor")
 
 
 def test_doctor_exits_with_1_when_a_check_deviates(
@@ -657,6 +661,25 @@ def test_bad_prompts_are_refused(
         assert message in refused(run(command, "any", "--prompts", path, *more))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--column", "body"], "--column must come with --prompts, got 'body' without"),
+        (["--split", "test"], "--split must come with --prompts, got 'test' without"),
+        (["--split", "test", "--prompts", "TEXTS"], "--split must be left out for a source with"),
+        (["--column", "body", "--prompts", "TEXTS"], "--column must be left out for a text file"),
+    ],
+)
+def test_a_column_or_split_that_would_be_ignored_is_refused(
+    given: list[str], message: str, run: Run, texts: Path, tmp_path: Path, loading_forbidden: None
+) -> None:
+    options = [str(texts) if part == "TEXTS" else part for part in given]
+    for command in ANALYSES:
+        assert refused(run(command, "any", *options)).startswith(message)
+    out = tmp_path / "report"
+    assert refused(run("report", "any", "--out", out, *options)).startswith(message)
+
+
 def test_a_prompt_beyond_the_context_names_the_option(
     run: Run, tiny: Path, control: Path, tmp_path: Path
 ) -> None:
@@ -706,7 +729,7 @@ def test_an_unknown_dtype_or_device_is_refused(run: Run, tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["report"], ["nonsense"], ["bands", "x", "--limit", "0"], ["bands", "x", "--n-bands", "many"]],
+    [["report"], ["nonsense"], ["bands", "x", "--limit", "0"], ["bands", "x", "--bands", "many"]],
 )
 def test_wrong_usage_exits_with_2_and_no_traceback(arguments: list[str], run: Run) -> None:
     answer = run(*arguments)
@@ -735,6 +758,6 @@ def test_a_report_without_tasks_refuses_answers_that_it_would_not_judge(
     out = tmp_path / "report"
     answer = run("report", "--out", out, "--examples", 0, "--fluency", record)
     assert refused(answer) == (
-        "--fluency must come with --examples, under whose edits C5b is judged"
+        "--fluency must come with --examples or --disruption, under whose edits C5b is judged"
     )
     assert not out.exists()

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import Run
+from sample_conflict import conflict_result
+from sample_results import disruption_result
 from tiny_models import llama
 
-from mi_massive import load_result
+from mi_massive import load_result, save_result
 from mi_massive.presets import PRESETS
 from mi_massive.tasks import TASKS
 
@@ -85,6 +88,12 @@ def test_a_task_of_ones_own_is_asked_under_every_arm(
         (["--tasks", ","], "--tasks must name at least one of gsm8k, aqua"),
         (["--data", "rows.jsonl"], "--data must stand in for one of the tasks gsm8k, aqua, imdb"),
         (["--save", "result.txt"], "--save must end in .json"),
+        (
+            ["--seeds", "3"],
+            "--seeds must be left out for presets that draw nothing, got 3 for paper",
+        ),
+        (["--layers", "x"], "layers must be a block such as 3, a range such as 3-9 or several"),
+        (["--layers", "0-2"], "layers must be among [0, 1], got 2"),
         (["--answers", "a.json"], "--answers must be a file that ends in .jsonl, got a.json"),
         (["--answers", "/dev/null/a.jsonl"], "--answers must"),
     ],
@@ -206,3 +215,53 @@ def test_an_encoder_has_no_answers(run: Run, own: Path, tmp_path: Path) -> None:
     status, _, err = run("disrupt", folder, "--tasks", own)
     assert status != 0
     assert "must be a decoder with a language-modelling head" in err
+
+
+def test_arms_can_be_kept_to_some_blocks(run: Run, model: Path, own: Path) -> None:
+    given = ["--tasks", own, "--preset", "paper,random", "--k", "2", "--readout", "options"]
+    edits: dict[str, int] = {}
+    for layers in ((), ("--layers", "1"), ("--layers", "0-1")):
+        status, out, _ = run("disrupt", model, *given, *layers, "--json")
+        assert status == 0
+        edits |= {cell["arm"]: cell["n_edits"] for cell in json.loads(out)["cells"]}
+    assert edits["paper k=2 layers=1"] * 2 == edits["paper k=2"] == edits["paper k=2 layers=0,1"]
+    assert "random k=2 seed=0 layers=1" in edits
+
+
+def test_a_report_shows_a_saved_disruption_and_asks_no_task_anew(
+    run: Run, model: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kw: object) -> None:
+        raise AssertionError("tasks were asked")
+
+    saved, texts, out = (tmp_path / name for name in ("disrupted.json", "texts.txt", "page"))
+    given = ["--tasks", own, "--preset", "paper", "--k", 2, "--save", saved, "--quiet"]
+    assert run("disrupt", model, *given).status == 0
+    texts.write_text("\n\n".join(f"t{i} t2 t{3 * i} t4" for i in range(4)))
+    monkeypatch.setattr("mi_massive.battery.run_battery", refuse)
+    common = ["--control", "none", "--prompts", texts, "--out", out]
+    status, told, err = run("report", model, "--disruption", saved, *common, "--json")
+    assert (status, err) == (0, "")
+    readings = {claim["id"]: claim["reading"] for claim in json.loads(told)["claims"]}
+    assert readings["C4a"].startswith("Under paper k=2 no read-out has both")
+    assert "C5a" in readings
+    assert "What does the model lose" in (out / "report.html").read_text(encoding="utf-8")
+    shown = pd.read_parquet(out / "disruption.parquet")
+    pd.testing.assert_frame_equal(shown, load_result(saved).to_frame())
+
+
+def test_a_report_takes_a_saved_disruption_of_its_model_and_no_other(
+    run: Run, tmp_path: Path
+) -> None:
+    foreign = save_result(disruption_result(model="another"), tmp_path / "foreign.json")
+    of_conflicts = save_result(conflict_result(), tmp_path / "conflict.json")
+    for options, words in (
+        ((of_conflicts,), "must name a saved DisruptionResult, got a ConflictResult"),
+        ((foreign,), "must be of the model smollm2-135m-instruct, got one of another"),
+        ((foreign, "--examples", 4), "--examples must not come with --disruption, got both"),
+        ((tmp_path / "none.json",), "none.json"),
+    ):
+        answer = run("report", "--out", tmp_path / "page", "--disruption", *options)
+        assert (answer.status, answer.out) == (1, "")
+        assert words in answer.err
+        assert answer.err.count("\n") == 1

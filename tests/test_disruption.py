@@ -176,6 +176,8 @@ def test_arms_are_every_preset_at_every_dose_with_seeds_where_they_decide() -> N
         *("random k=1 seed=0", "random k=1 seed=1", "random k=4 seed=0", "random k=4 seed=1"),
     ]
     assert made[-1] == Arm(preset="random", k=4, seed=1)
+    (one,) = make_arms(("paper",), layers=[3, 4])
+    assert one.intervention.where.layers == (3, 4)
 
 
 def test_without_doses_every_preset_edits_its_own_number_of_dimensions() -> None:

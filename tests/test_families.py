@@ -304,7 +304,7 @@ def test_the_frame_has_a_row_a_model_and_nan_where_undefined(result: FamiliesRes
 def test_a_table_is_the_same_after_saving(result: FamiliesResult, tmp_path: Path) -> None:
     loaded = load_result(save_result(result, tmp_path / "families.json"))
     assert isinstance(loaded, FamiliesResult)
-    assert repr(loaded) == repr(result)  # NaN is not equal to itself
+    assert repr(loaded.rows) == repr(result.rows)  # NaN is not equal to itself
     assert loaded.to_frame().equals(result.to_frame())
     assert not (tmp_path / "families.safetensors").exists()
 

@@ -21,7 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Words, checks, numbers, records: know no model and no rotary embedding.
     0: (
         *("axes", "_checks", "_columns", "_logs", "_code", "_cores", "stats", "small_samples"),
-        *("proportions", "records", "published", "_preload"),
+        *("proportions", "records", "published", "_preload", "_brief"),
     ),
     # Pure: tensors or texts in, tensors or results out.
     1: (
@@ -98,7 +98,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "_report_command",
         "_saved_results",
         "_list_commands",
-        *("_options", "_completion"),
+        *("_options", "_arm_options", "_completion"),
         "_terminal",
         "__main__",
         "__init__",

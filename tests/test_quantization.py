@@ -446,6 +446,17 @@ def test_the_command_prints_saves_and_feeds_a_report(
         (("--bits", "9"), "bits must be between 2 and 8"),
         (("--tasks", "poems"), "--tasks must be among"),
         (("--save", "x.txt"), "--save must end in .json"),
+        (("--windows", "4"), "--windows must be left out for methods that look at no text, got it"),
+        (("--seeds", "2"), "--seeds must be left out for methods that look at no text, got it for"),
+        (
+            ("--calibration", "x.txt"),
+            "--calibration must be left out for methods that look at no text, got it for rtn",
+        ),
+        (("--column", "text"), "--column must come with --calibration, got 'text' without"),
+        (
+            ("--method", "smoothquant", "--group", "16"),
+            "--group must be left out for methods that have a scale for each output, got it for",
+        ),
         (("--method", "smoothquant", "--bits", "4"), "--bits must be 8 with smoothquant, got 4"),
     ],
 )

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+from mi_massive._brief import Brief
 from mi_massive.bands import BandsResult
 from mi_massive.claims import ScoreboardResult
 from mi_massive.concentration import ConcentrationResult
@@ -22,8 +23,8 @@ from mi_massive.symmetry import SymmetryResult
 from mi_massive.twin_results import TwinsResult
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ReportResults:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class ReportResults(Brief):
     """The results of one model, and of its control, that a report shows."""
 
     scoreboard: ScoreboardResult

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mi_massive._brief import Brief
 from mi_massive.records import result_of
 from mi_massive.scores import INTACT, Cell, TaskResult, cells_of
 from mi_massive.sweep.grid import SweepGrid
@@ -13,8 +14,8 @@ from mi_massive.sweep.store import Store, open_store
 from mi_massive.sweep.worker import FailedCell
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelTable:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class ModelTable(Brief):
     """One model's part of a sweep."""
 
     model: str
@@ -25,8 +26,8 @@ class ModelTable:
     """As `run_disruption` gives them; p corrected over this table."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class SweepResult(Brief):
     """Everything that is there of a sweep."""
 
     grid: SweepGrid
