@@ -30,7 +30,8 @@ NEED_TRANSFORMERS: Final = frozenset(
     report.quantization report.quantized report.results report.section report.sections
     report.summary report.surgery report.tables report.twins seed_spreads share_capture
     speed state_errors state_quantization study surgery surgery_plans sweep sweep.base
-    sweep.grid sweep.inline sweep.plan sweep.processes sweep.ray sweep.run sweep.slurm
+    sweep.checks sweep.grid sweep.inline sweep.plan sweep.processes sweep.ray sweep.reading
+    sweep.run sweep.slurm
     sweep.status sweep.table sweep.worker token_scores twins viz viz.arms viz.conflict
     viz.dose viz.quantization viz.quantized viz.sink viz.surgery viz.task_scores
     weight_protection weight_rows

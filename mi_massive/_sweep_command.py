@@ -53,8 +53,9 @@ def run_command(
         int | None, typer.Option(min=1, help="Workers; default: one for each GPU, else one.")
     ] = None,
     gpus_per_worker: Annotated[
-        int, typer.Option(min=1, help="More than one: a model spread over them (--device auto).")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="More than one: a model spread over them (--device auto)."),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
     ] = None,
@@ -124,7 +125,7 @@ def _engine(
     out: str,
     device: str,
     workers: int | None,
-    gpus_per_worker: int,
+    gpus_per_worker: int | None,
     address: str | None,
     slurm: list[str],
 ) -> "Engine":
@@ -134,12 +135,19 @@ def _engine(
         if given and name != owner:
             raise ValueError(f"{option} must go with --engine {owner}, got --engine {name}")
     if name == "inline":
+        for option, given in (("--workers", workers), ("--gpus-per-worker", gpus_per_worker)):
+            if given is not None:
+                raise ValueError(
+                    f"{option} must be left out for --engine inline, got {given}; that engine is "
+                    "this process, --engine local starts others"
+                )
         return InlineEngine(device=device)
+    gpus = 1 if gpus_per_worker is None else gpus_per_worker
     if name == "local":
-        return ProcessEngine(device=device, workers=workers, gpus_per_worker=gpus_per_worker)
+        return ProcessEngine(device=device, workers=workers, gpus_per_worker=gpus)
     n = 1 if workers is None else workers
     if name == "ray":
-        return RayEngine(address=address, device=device, workers=n, gpus_per_worker=gpus_per_worker)
+        return RayEngine(address=address, device=device, workers=n, gpus_per_worker=gpus)
     parameters = dict(_parameter(one) for one in slurm)
     cluster: Any = parameters.pop("cluster", "slurm")
     if "://" in out:
@@ -148,7 +156,7 @@ def _engine(
         logs=str(Path(out).absolute() / "logs"),
         device=device,
         workers=n,
-        gpus_per_worker=gpus_per_worker,
+        gpus_per_worker=gpus,
         options=parameters,
         cluster=cluster,
     )
