@@ -16,6 +16,7 @@ from typing import Any
 from mi_massive._cells import kept_evaluation
 from mi_massive._checks import require_in_range, require_not_empty
 from mi_massive._columns import estimate_columns
+from mi_massive._score_frames import scores_frame
 from mi_massive.arms import Arm, matched_controls, prepare_arms
 from mi_massive.attention_effects import EffectsResult
 from mi_massive.contrasts import ArmContrast, contrasts
@@ -26,7 +27,6 @@ from mi_massive.models.base import HookedModel
 from mi_massive.records import Provenance
 from mi_massive.scores import INTACT, Cell, EvaluationConfig, Readout, TaskResult, cells_of
 from mi_massive.seed_spreads import SeedSpread, seed_spreads
-from mi_massive.stats import Estimate
 from mi_massive.tasks.base import Task, require_different_names
 
 
@@ -86,27 +86,7 @@ class DisruptionResult:
 
     def to_frame(self) -> Any:
         """Scores as a data frame, one row a cell."""
-        import pandas as pd
-
-        rows = [
-            {
-                **{n: getattr(c, n) for n in ("arm", "task", "kind", "readout", "floor")},
-                **_columns("score", c.score),
-                "above_chance": c.above_chance,
-                "legacy_score": c.legacy_score.effect,
-                **_columns("change", c.change),
-                "change_p_value": c.change.p_value,
-                "lost_share": c.lost_share,
-                "smallest_difference": c.smallest_difference,
-                **_columns("logit_diff", c.logit_diff),
-                "failed_extraction": c.failed_extraction,
-                "distinct_2": c.distinct_2.effect,
-                "repetition": c.repetition.effect,
-                "n_edits": c.n_edits,
-            }
-            for c in self.cells
-        ]
-        return pd.DataFrame(rows)
+        return scores_frame(self.cells)
 
     def comparisons_frame(self) -> Any:
         """Treatments beside controls, task by task, as a data frame."""
@@ -131,7 +111,7 @@ class DisruptionResult:
             measures = self.effects.of(arm)
             row: dict[str, Any] = {"arm": arm, "strength": self.effects.strengths.get(arm)}
             for name, value in measures.items():
-                row |= _columns(name, value)
+                row |= estimate_columns(name, value)
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -242,7 +222,3 @@ def evaluation_of(task: Task, config: DisruptionConfig) -> EvaluationConfig:
             + "; ask for the other read-out, or leave it out"
         )
     return replace(config.evaluation, readouts=readouts)
-
-
-def _columns(name: str, value: Estimate) -> dict[str, float]:
-    return {name: value.effect, f"{name}_low": value.low, f"{name}_high": value.high}

@@ -56,7 +56,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # A task knows no model; evaluation joins the two.
     3: (
         "tasks",
-        *("answers", "scores"),
+        *("answers", "scores", "_score_frames"),
         "controls",
         "answer_files",
         "evaluation",

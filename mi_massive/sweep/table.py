@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mi_massive._score_frames import cell_columns
 from mi_massive.records import result_of
 from mi_massive.scores import INTACT, Cell, TaskResult, cells_of
 from mi_massive.sweep.grid import SweepGrid
@@ -39,22 +40,14 @@ class SweepResult:
         """One row a model, arm, task and read-out, as a data frame."""
         import pandas as pd
 
-        rows: list[dict[str, Any]] = []
-        for table in self.tables:
-            shared = {"model": table.model, "identity": table.identity, "dtype": table.dtype}
-            for cell in table.cells:
-                named = {n: getattr(cell, n) for n in ("arm", "task", "kind", "readout", "floor")}
-                score, change = cell.score, cell.change
-                rows.append(
-                    shared
-                    | named
-                    | {"n": score.n, "score": score.effect, "low": score.low, "high": score.high}
-                    | {"legacy_score": cell.legacy_score.effect, "change": change.effect}
-                    | {"change_low": change.low, "change_high": change.high}
-                    | {"p_value": change.p_value, "lost_share": cell.lost_share}
-                    | {"failed_extraction": cell.failed_extraction, "n_edits": cell.n_edits}
-                )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            [
+                {"model": table.model, "identity": table.identity, "dtype": table.dtype}
+                | cell_columns(cell)
+                for table in self.tables
+                for cell in table.cells
+            ]
+        )
 
 
 def load_sweep(folder: str | Path) -> SweepResult:
