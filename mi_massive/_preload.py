@@ -15,7 +15,7 @@ _PARTS: Final = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tok
 """Of transformers, which bring most of the rest."""
 NEED_TRANSFORMERS: Final = frozenset(
     """
-    _cells _conflict_answers _conflict_claims _disruption_claims _disruptor
+    _arm_costs _cells _conflict_answers _conflict_claims _disruption_claims _disruptor
     _harness_arguments _method_claims _patch_runs _patch_setup _prompt_batches
     _protection_gains _quantization_claims _sources _twin_claims _twin_training arms
     attention_effects attribution battery capture claims command_speed conflict

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from mi_massive import _options as opt
+from mi_massive._cost_tables import print_costs
 from mi_massive._terminal import print_json, print_records
 
 if TYPE_CHECKING:  # these load transformers, which the help does not need
@@ -100,7 +101,10 @@ def status_command(folder: Folder, *, as_json: opt.AsJson = False) -> None:
 
 @sweep_app.command("table")
 def table_command(folder: Folder, *, as_json: opt.AsJson = False) -> None:
-    """Scores of every arm on every task; * marks changes that are significant (p < .05, Holm)."""
+    """Scores of every arm on every task, and what the arms cost, from the cells that are there.
+
+    A * marks changes that are significant (p < .05, Holm).
+    """
     from mi_massive.sweep import load_sweep
 
     result = load_sweep(folder)
@@ -117,6 +121,14 @@ def table_command(folder: Folder, *, as_json: opt.AsJson = False) -> None:
                 mark = "*" if cell.change.p_value < _SURE else ""
                 row[cell.task] = f"{cell.score.effect:.3f}{mark}"
             print_records(f"{table.model} ({table.dtype}), {readout}", list(rows.values()))
+        if table.contrasts:
+            of = f"{table.model} ({table.dtype}): "
+            print_costs(table.contrasts, table.comparisons, of=of)
+        if table.incomplete:
+            typer.echo(
+                f"{table.model} ({table.dtype}): no losses yet of {', '.join(table.incomplete)}; "
+                "cells of theirs, of their controls or of the intact model are missing"
+            )
     typer.echo(f"{result.waiting} cells are waiting, {len(result.failures)} failed")
 
 

@@ -14,7 +14,7 @@ ray        actors of a Ray cluster (extra `ray`)
 slurm      jobs of a SLURM cluster, through submitit (extra `slurm`)
 run        run_sweep: plan, run workers until nothing is left
 status     sweep_status: how far a sweep is, from its folder alone
-table      load_sweep: scores and changes, as run_disruption gives them
+table      load_sweep: scores, contrasts and comparisons, as run_disruption gives them
 faults     SweepFaultsResult: what a sweep kept and lost when parts of it were killed
 ========== ====================================================================================
 
