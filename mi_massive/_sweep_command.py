@@ -100,14 +100,21 @@ def status_command(folder: Folder, *, as_json: opt.AsJson = False) -> None:
 
 
 @sweep_app.command("table")
-def table_command(folder: Folder, *, as_json: opt.AsJson = False) -> None:
+def table_command(
+    folder: Folder,
+    *,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Scores alone: about twice as fast.")
+    ] = False,
+    as_json: opt.AsJson = False,
+) -> None:
     """Scores of every arm on every task, and what the arms cost, from the cells that are there.
 
     A * marks changes that are significant (p < .05, Holm).
     """
     from mi_massive.sweep import load_sweep
 
-    result = load_sweep(folder)
+    result = load_sweep(folder, costs=not scores)
     if as_json:
         print_json(dataclasses.asdict(result))
         return

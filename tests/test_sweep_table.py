@@ -146,6 +146,9 @@ def test_the_command_shows_what_arms_cost(folder: Path, run: Run) -> None:
     assert "Treatments beside controls by options (p after Holm)" in shown
     assert "Share of the above-chance score lost" in shown
     assert "random k=2 (2 seeds)" in shown
+    scores = run("sweep", "table", folder, "--scores").out
+    assert shown.startswith(scores.rpartition("\n0 cells")[0])
+    assert "lost" not in scores
     (table,) = json.loads(run("sweep", "table", folder, "--json").out)["tables"]
     (held,) = load_sweep(folder).tables
     assert len(table["contrasts"]) == len(held.contrasts) == len(ARMS)

@@ -64,11 +64,12 @@ class SweepResult:
         )
 
 
-def load_sweep(folder: str | Path) -> SweepResult:
+def load_sweep(folder: str | Path, *, costs: bool = True) -> SweepResult:
     """Read what a sweep has found so far.
 
     Args:
         folder: Folder or URL that `run_sweep` writes to.
+        costs: Whether to compute contrasts and comparisons, which takes about as long as the rest.
 
     Raises:
         FileNotFoundError: If no sweep was begun there.
@@ -83,8 +84,12 @@ def load_sweep(folder: str | Path) -> SweepResult:
     for model, identity, dtype in dict.fromkeys((c.model, c.identity, c.dtype) for c in plan.cells):
         own = [cell for cell in plan.cells if (cell.model, cell.dtype) == (model, dtype)]
         results = {c.name: _result(store, c) for c in own if c.name in there}
-        found = _found(plan.grid, own, results, failed)
-        tables.append(ModelTable(model=model.name, identity=identity, dtype=dtype, **found))
+        cells, intact, by_arm = _scores(own, results)
+        waits = any(c.arm is None and c.name not in there | failed for c in own)
+        found = _costs(plan.grid, [] if waits else intact, by_arm) if costs else {}
+        tables.append(
+            ModelTable(model=model.name, identity=identity, dtype=dtype, cells=cells, **found)
+        )
     n_done = len(there & {cell.name for cell in plan.cells})
     return SweepResult(
         grid=plan.grid,
@@ -99,20 +104,26 @@ def _result(store: Store, cell: SweepCell) -> TaskResult:
     return result_of(text or "", source=f"{store.place}: {cell.name}")
 
 
-def _found(
-    grid: SweepGrid, own: list[SweepCell], results: Mapping[str, TaskResult], failed: set[str]
-) -> dict[str, Any]:
-    """What a table holds; an arm's result counts once that of the intact model is there."""
+def _scores(
+    own: list[SweepCell], results: Mapping[str, TaskResult]
+) -> tuple[tuple[Cell, ...], list[TaskResult], dict[str, list[TaskResult]]]:
+    """Cells, and their results; one of an arm counts once that of the intact model is there."""
     answered = {cell.task for cell in own if cell.arm is None and cell.name in results}
     by_arm: dict[str, list[TaskResult]] = {INTACT: []}
     for cell in own:
         if cell.task in answered and cell.name in results:
             by_arm.setdefault(cell.arm_name, []).append(results[cell.name])
     intact = by_arm.pop(INTACT)
-    waits = any(c.arm is None and c.name not in results and c.name not in failed for c in own)
+    return cells_of(intact, by_arm), intact, by_arm
+
+
+def _costs(
+    grid: SweepGrid, intact: list[TaskResult], by_arm: Mapping[str, list[TaskResult]]
+) -> dict[str, Any]:
+    """Contrasts and comparisons of the arms that have all tasks of `intact`, and the other arms."""
 
     def whole(arm: Arm) -> bool:
-        return not waits and 0 < len(intact) == len(by_arm.get(arm.name, ()))
+        return 0 < len(intact) == len(by_arm.get(arm.name, ()))
 
     arms = grid.arms
     ready = [
@@ -124,7 +135,6 @@ def _found(
         ready, intact, {arm.name: by_arm[arm.name] for arm in ready}, readouts=grid.readouts
     )
     return {
-        "cells": cells_of(intact, by_arm),
         "contrasts": contrasts,
         "comparisons": comparisons,
         "incomplete": tuple(arm.name for arm in arms if arm not in ready),
