@@ -10,9 +10,9 @@ import typer
 from mi_massive import _completion as completion
 from mi_massive import _options as opt
 from mi_massive._arm_options import chosen_arms, doses, split
-from mi_massive._terminal import columns_of, print_json, print_records, progress, signed
+from mi_massive._cost_tables import print_costs
+from mi_massive._terminal import columns_of, print_json, print_records, progress
 from mi_massive.answer_files import AnswerFile, require_answers
-from mi_massive.contrasts import FEWEST
 from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.records import save_result
 from mi_massive.scores import INTACT, EvaluationConfig
@@ -164,41 +164,7 @@ def _print(result: Any) -> None:
         for name, estimate in result.effects.of(arm).items()
     ]
     print_records("Neutral text", effects)
-    for readout in dict.fromkeys(one.readout for one in result.comparisons):
-        beside = [
-            {
-                "arm": one.arm,
-                "beside": f"{one.control} ({one.n_seeds} seeds)"
-                if one.n_seeds > 1
-                else one.control,
-                "task": one.task,
-                "costs more": signed(one.score),
-                "p": f"{one.score.p_value:.2g}",
-            }
-            | (
-                {"nats more": signed(one.logit_diff), "p of nats": f"{one.logit_diff.p_value:.2g}"}
-                if readout == "options"
-                else {}
-            )
-            for one in result.comparisons
-            if one.readout == readout and one.control != INTACT
-        ]
-        if beside:
-            print_records(f"Treatments beside controls by {readout} (p after Holm)", beside)
-    losses = [
-        {"arm": c.arm, "readout": c.readout, "loss": name, **columns_of(getattr(c, name))}
-        for c in result.contrasts
-        if c.contextual_tasks or c.parametric_tasks
-        for name in ("contextual_loss", "parametric_loss", "contrast", "beyond_control")
-        if name != "beyond_control" or c.control is not None
-    ]
-    if losses:
-        print_records("Share of the above-chance score lost", losses)
-    else:
-        typer.echo(
-            f"No losses are told: no task of at least {FEWEST} examples was surely above chance "
-            "before any edit."
-        )
+    print_costs(result.contrasts, result.comparisons)
 
 
 def task_names(listed: str) -> list[str]:

@@ -15,7 +15,7 @@ _PARTS: Final = ("modeling_utils", "models.auto.modeling_auto", "models.auto.tok
 """Of transformers, which bring most of the rest."""
 NEED_TRANSFORMERS: Final = frozenset(
     """
-    _cells _conflict_answers _conflict_claims _disruption_claims _disruptor
+    _arm_costs _cells _conflict_answers _conflict_claims _disruption_claims _disruptor
     _harness_arguments _method_claims _patch_runs _patch_setup _prompt_batches
     _protection_gains _quantization_claims _sources _twin_claims _twin_folders
     _twin_training arms attention_effects attribution battery capture claims
@@ -30,10 +30,11 @@ NEED_TRANSFORMERS: Final = frozenset(
     report.patching report.published report.quantization report.quantized report.results
     report.section report.sections report.summary report.surgery report.tables
     report.twins seed_spreads share_capture speed state_errors state_quantization study
-    surgery surgery_plans sweep sweep.base sweep.grid sweep.inline sweep.plan
-    sweep.processes sweep.ray sweep.run sweep.slurm sweep.status sweep.table
-    sweep.worker token_scores twins viz viz.arms viz.conflict viz.dose viz.quantization
-    viz.quantized viz.sink viz.surgery viz.task_scores weight_protection weight_rows
+    surgery surgery_plans sweep sweep.base sweep.checks sweep.grid sweep.inline
+    sweep.plan sweep.processes sweep.ray sweep.reading sweep.run sweep.slurm
+    sweep.status sweep.table sweep.worker token_scores twins viz viz.arms viz.conflict
+    viz.dose viz.quantization viz.quantized viz.sink viz.surgery viz.task_scores
+    weight_protection weight_rows
     """.split()  # noqa: SIM905
 )
 """Modules of this package that import it, directly or not."""

@@ -9,12 +9,7 @@ from mi_massive import _options as opt
 from mi_massive._conflict_command import conflict_for_report
 from mi_massive._disrupt_command import battery_for_report
 from mi_massive._patch_report import patching_for_report, view_for_report
-from mi_massive._saved_results import (
-    require_one_source,
-    saved_patches,
-    saved_quantization,
-    saved_result,
-)
+from mi_massive._saved_results import SavedResults, require_one_source
 from mi_massive._terminal import print_claims, progress
 from mi_massive._twins_command import read_twins
 from mi_massive.bands import BandsConfig
@@ -124,17 +119,19 @@ def report_command(
         )
     require_one_source("--conflicts", conflicts, "--conflict", conflict)
     require_one_source("--patching", patching, "--patched", patched)
-    disrupted = saved_result("--disruption", disruption, ("DisruptionResult",), named)
-    contradicted = saved_result("--conflict", conflict, ("ConflictResult",), named)
-    written = saved_result("--fluency", fluency, ("FluencyResult",), named)
-    exchanged = saved_patches(patched or [], named)
-    taken_apart = saved_result("--surgery", surgery, ("SurgeryResult",), named)
-    in_few_bits = saved_quantization(quantization or [], named)
+    saved = SavedResults(named)
+    disrupted = saved.one("--disruption", disruption, ("DisruptionResult",))
+    contradicted = saved.one("--conflict", conflict, ("ConflictResult",))
+    written = saved.one("--fluency", fluency, ("FluencyResult",))
+    exchanged = saved.patches(patched or [])
+    taken_apart = saved.one("--surgery", surgery, ("SurgeryResult",))
+    in_few_bits = saved.quantization(quantization or [])
     trained = read_twins(twins or [])
     capture = opt.CaptureOptions(
         opt.read_texts(prompts, column, split, limit), chat, max_length, skip_first, batch_size
     )
     subject = opt.load(model, device, dtype, revision, trust_remote_code, quiet)
+    saved.require_weights(subject)
     own = capture.tokenize(subject, chat=chat)
     other = None if control == "none" else opt.load(control, device, dtype, None, False, quiet)
     # A model without RoPE seldom has a chat template: it reads the plain texts. Those beyond its

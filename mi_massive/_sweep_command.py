@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from mi_massive import _options as opt
+from mi_massive._cost_tables import print_costs
 from mi_massive._terminal import print_json, print_records
 
 if TYPE_CHECKING:  # these load transformers, which the help does not need
@@ -53,8 +54,9 @@ def run_command(
         int | None, typer.Option(min=1, help="Workers; default: one for each GPU, else one.")
     ] = None,
     gpus_per_worker: Annotated[
-        int, typer.Option(min=1, help="More than one: a model spread over them (--device auto).")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="More than one: a model spread over them (--device auto)."),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
     ] = None,
@@ -98,11 +100,21 @@ def status_command(folder: Folder, *, as_json: opt.AsJson = False) -> None:
 
 
 @sweep_app.command("table")
-def table_command(folder: Folder, *, as_json: opt.AsJson = False) -> None:
-    """Scores of every arm on every task; * marks changes that are significant (p < .05, Holm)."""
+def table_command(
+    folder: Folder,
+    *,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Scores alone: about twice as fast.")
+    ] = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Scores of every arm on every task, and what the arms cost, from the cells that are there.
+
+    A * marks changes that are significant (p < .05, Holm).
+    """
     from mi_massive.sweep import load_sweep
 
-    result = load_sweep(folder)
+    result = load_sweep(folder, costs=not scores)
     if as_json:
         print_json(dataclasses.asdict(result))
         return
@@ -116,6 +128,14 @@ def table_command(folder: Folder, *, as_json: opt.AsJson = False) -> None:
                 mark = "*" if cell.change.p_value < _SURE else ""
                 row[cell.task] = f"{cell.score.effect:.3f}{mark}"
             print_records(f"{table.model} ({table.dtype}), {readout}", list(rows.values()))
+        if table.contrasts:
+            of = f"{table.model} ({table.dtype}): "
+            print_costs(table.contrasts, table.comparisons, of=of)
+        if table.incomplete:
+            typer.echo(
+                f"{table.model} ({table.dtype}): no losses yet of {', '.join(table.incomplete)}; "
+                "cells of theirs, of their controls or of the intact model are missing"
+            )
     typer.echo(f"{result.waiting} cells are waiting, {len(result.failures)} failed")
 
 
@@ -124,7 +144,7 @@ def _engine(
     out: str,
     device: str,
     workers: int | None,
-    gpus_per_worker: int,
+    gpus_per_worker: int | None,
     address: str | None,
     slurm: list[str],
 ) -> "Engine":
@@ -134,12 +154,19 @@ def _engine(
         if given and name != owner:
             raise ValueError(f"{option} must go with --engine {owner}, got --engine {name}")
     if name == "inline":
+        for option, given in (("--workers", workers), ("--gpus-per-worker", gpus_per_worker)):
+            if given is not None:
+                raise ValueError(
+                    f"{option} must be left out for --engine inline, got {given}; that engine is "
+                    "this process, --engine local starts others"
+                )
         return InlineEngine(device=device)
+    gpus = 1 if gpus_per_worker is None else gpus_per_worker
     if name == "local":
-        return ProcessEngine(device=device, workers=workers, gpus_per_worker=gpus_per_worker)
+        return ProcessEngine(device=device, workers=workers, gpus_per_worker=gpus)
     n = 1 if workers is None else workers
     if name == "ray":
-        return RayEngine(address=address, device=device, workers=n, gpus_per_worker=gpus_per_worker)
+        return RayEngine(address=address, device=device, workers=n, gpus_per_worker=gpus)
     parameters = dict(_parameter(one) for one in slurm)
     cluster: Any = parameters.pop("cluster", "slurm")
     if "://" in out:
@@ -148,7 +175,7 @@ def _engine(
         logs=str(Path(out).absolute() / "logs"),
         device=device,
         workers=n,
-        gpus_per_worker=gpus_per_worker,
+        gpus_per_worker=gpus,
         options=parameters,
         cluster=cluster,
     )

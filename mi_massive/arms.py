@@ -183,6 +183,15 @@ def matched_controls(arms: Sequence[Arm]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def controls_at(arms: Sequence[Arm], arm: Arm) -> tuple[Arm, ...]:
+    """Every control with as many dimensions as an arm, in the same layers."""
+    return tuple(
+        other
+        for other in arms
+        if other.role == "control" and (other.k, other.layers) == (arm.k, arm.layers)
+    )
+
+
 def _moved(model: HookedModel, neutral: TokenizedPrompts, treatment: Intervention) -> float:
     """How far a treatment moves the attention, in nats."""
     return float(measure_effects(model, neutral, {"it": treatment}).attention_kl[1].mean())

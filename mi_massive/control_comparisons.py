@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from mi_massive.arms import Arm
+from mi_massive.arms import Arm, controls_at
 from mi_massive.scores import INTACT, Readout, TaskResult
 from mi_massive.stats import Estimate, estimate, holm
 
@@ -77,9 +77,8 @@ def _of(
     seed: int,
 ) -> Iterator[ControlComparison]:
     controls: dict[str, list[Sequence[TaskResult]]] = {INTACT: [intact]}
-    for other in arms:
-        if other.role == "control" and (other.k, other.layers) == (arm.k, arm.layers):
-            controls.setdefault(other.condition, []).append(results[other.name])
+    for other in controls_at(arms, arm):
+        controls.setdefault(other.condition, []).append(results[other.name])
     for control, drawn in controls.items():
         for at, own in enumerate(results[arm.name]):
             if readout not in own.config.readouts:

@@ -13,21 +13,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mi_massive._arm_costs import arm_costs
 from mi_massive._brief import Brief
 from mi_massive._cells import kept_evaluation
 from mi_massive._checks import require_in_range, require_not_empty
 from mi_massive._columns import estimate_columns
-from mi_massive.arms import Arm, matched_controls, prepare_arms
+from mi_massive._score_frames import scores_frame
+from mi_massive.arms import Arm, prepare_arms
 from mi_massive.attention_effects import EffectsResult
-from mi_massive.contrasts import ArmContrast, contrasts
-from mi_massive.control_comparisons import ControlComparison, control_comparisons
+from mi_massive.contrasts import ArmContrast
+from mi_massive.control_comparisons import ControlComparison
 from mi_massive.evaluation import with_tasks
 from mi_massive.interventions import Intervention
 from mi_massive.models.base import HookedModel
 from mi_massive.records import Provenance
-from mi_massive.scores import INTACT, Cell, EvaluationConfig, Readout, TaskResult, cells_of
+from mi_massive.scores import INTACT, Cell, EvaluationConfig, TaskResult, cells_of
 from mi_massive.seed_spreads import SeedSpread, seed_spreads
-from mi_massive.stats import Estimate
 from mi_massive.tasks.base import Task, require_different_names
 
 
@@ -87,27 +88,7 @@ class DisruptionResult(Brief):
 
     def to_frame(self) -> Any:
         """Scores as a data frame, one row a cell."""
-        import pandas as pd
-
-        rows = [
-            {
-                **{n: getattr(c, n) for n in ("arm", "task", "kind", "readout", "floor")},
-                **_columns("score", c.score),
-                "above_chance": c.above_chance,
-                "legacy_score": c.legacy_score.effect,
-                **_columns("change", c.change),
-                "change_p_value": c.change.p_value,
-                "lost_share": c.lost_share,
-                "smallest_difference": c.smallest_difference,
-                **_columns("logit_diff", c.logit_diff),
-                "failed_extraction": c.failed_extraction,
-                "distinct_2": c.distinct_2.effect,
-                "repetition": c.repetition.effect,
-                "n_edits": c.n_edits,
-            }
-            for c in self.cells
-        ]
-        return pd.DataFrame(rows)
+        return scores_frame(self.cells)
 
     def comparisons_frame(self) -> Any:
         """Treatments beside controls, task by task, as a data frame."""
@@ -132,7 +113,7 @@ class DisruptionResult(Brief):
             measures = self.effects.of(arm)
             row: dict[str, Any] = {"arm": arm, "strength": self.effects.strengths.get(arm)}
             for name, value in measures.items():
-                row |= _columns(name, value)
+                row |= estimate_columns(name, value)
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -191,31 +172,21 @@ def run_disruption(
 
     intact = results(None, INTACT)
     by_arm = {arm.name: results(edits[arm.name], arm.name) for arm in arms}
-    readouts: list[Readout] = [
-        r for r in config.evaluation.readouts if any(r in x.config.readouts for x in intact)
-    ]
+    found, comparisons = arm_costs(
+        arms,
+        intact,
+        by_arm,
+        readouts=config.evaluation.readouts,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+    )
     return DisruptionResult(
         arms=arms,
         cells=cells_of(intact, by_arm, seed=config.seed),
-        contrasts=tuple(
-            contrast
-            for readout in readouts
-            for contrast in contrasts(
-                intact,
-                by_arm,
-                readout=readout,
-                controls=matched_controls(arms),
-                n_resamples=config.n_resamples,
-                seed=config.seed,
-            )
-        ),
+        contrasts=found,
         effects=effects,
         config=config,
-        comparisons=tuple(
-            one
-            for readout in readouts
-            for one in control_comparisons(arms, intact, by_arm, readout=readout, seed=config.seed)
-        ),
+        comparisons=comparisons,
         provenance=with_tasks(effects.provenance, intact, seed=config.seed),
     )
 
@@ -243,7 +214,3 @@ def evaluation_of(task: Task, config: DisruptionConfig) -> EvaluationConfig:
             + "; ask for the other read-out, or leave it out"
         )
     return replace(config.evaluation, readouts=readouts)
-
-
-def _columns(name: str, value: Estimate) -> dict[str, float]:
-    return {name: value.effect, f"{name}_low": value.low, f"{name}_high": value.high}

@@ -19,11 +19,12 @@ from torch import Tensor
 from mi_massive._brief import Brief
 from mi_massive._checks import require_in_range, require_not_empty, require_positive
 from mi_massive._columns import estimate_columns
+from mi_massive._score_frames import scores_frame
 from mi_massive.axes import Projection
 from mi_massive.contrasts import ArmContrast, GroupContrast
 from mi_massive.quantization_schemes import QuantizationScheme, make_schemes
 from mi_massive.records import Provenance
-from mi_massive.scores import INTACT, Cell, EvaluationConfig
+from mi_massive.scores import Cell, EvaluationConfig
 from mi_massive.state_errors import StateErrors
 from mi_massive.stats import Estimate, estimate
 from mi_massive.weight_protection import WeightProtectionConfig, WeightProtectionResult
@@ -146,9 +147,7 @@ class QuantizationResult(Brief):
                 **{n: getattr(scheme, n) for n in ("name", "method", "bits", "activation_bits")},
                 "seed": scheme.seed,
                 "bits_per_weight": self.bits_per_weight[scheme.name],
-                "added_cross_entropy": added.effect,
-                "added_cross_entropy_low": added.low,
-                "added_cross_entropy_high": added.high,
+                **estimate_columns("added_cross_entropy", added),
             }
             for change in self.masks:
                 if change.arm == scheme.name:
@@ -161,21 +160,8 @@ class QuantizationResult(Brief):
         return pd.DataFrame(rows)
 
     def scores_frame(self) -> Any:
-        """Scores as a data frame (pandas), one row a cell."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            [
-                {
-                    **{n: getattr(cell, n) for n in ("arm", "task", "kind", "readout", "floor")},
-                    **estimate_columns("score", cell.score),
-                    **estimate_columns("change", cell.change),
-                    **estimate_columns("logit_diff", cell.logit_diff),
-                    "full_precision": cell.arm == INTACT,
-                }
-                for cell in self.cells
-            ]
-        )
+        """Scores as a data frame (pandas), one row a cell; `intact` is full precision."""
+        return scores_frame(self.cells)
 
 
 def mask_change(

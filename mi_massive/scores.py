@@ -47,6 +47,10 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Refuse an evaluation that reads nothing."""
         require_in_range("batch_size", self.batch_size, low=1, high=1 << 20, unit="prompts")
+        if self.max_new_tokens is not None:
+            require_in_range(
+                "max_new_tokens", self.max_new_tokens, low=1, high=1 << 20, unit="tokens"
+            )
         if not self.readouts:
             raise ValueError("readouts must name generation, options or both, got none")
 

@@ -21,7 +21,7 @@ from typing import Any
 from mi_massive._brief import Brief
 from mi_massive._cells import kept, kept_evaluation, task_key
 from mi_massive._checks import require_in_range, require_not_empty
-from mi_massive._columns import estimate_columns
+from mi_massive._score_frames import scores_frame
 from mi_massive.attention_effects import EffectsResult, measure_contexts
 from mi_massive.capture import capture_norms
 from mi_massive.contrasts import ArmContrast, contrasts
@@ -108,21 +108,7 @@ class SurgeryResult(Brief):
 
     def to_frame(self) -> Any:
         """Scores as a data frame (pandas), one row a cell."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            [
-                {
-                    **{name: getattr(cell, name) for name in ("arm", "task", "kind", "readout")},
-                    **estimate_columns("score", cell.score),
-                    **estimate_columns("change", cell.change),
-                    **estimate_columns("logit_diff", cell.logit_diff),
-                    "lost_share": cell.lost_share,
-                    "smallest_difference": cell.smallest_difference,
-                }
-                for cell in self.cells
-            ]
-        )
+        return scores_frame(self.cells)
 
 
 def run_surgery(

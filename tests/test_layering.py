@@ -56,7 +56,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # A task knows no model; evaluation joins the two.
     3: (
         "tasks",
-        *("answers", "scores"),
+        *("answers", "scores", "_score_frames"),
         "controls",
         "answer_files",
         "evaluation",
@@ -67,7 +67,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     # Analyses that run models through the layers below.
     4: (
         *("doctor", "arms", "contrasts", "control_comparisons", "seed_spreads", "disruption"),
-        *("battery", "fluency", "_cells"),
+        *("battery", "fluency", "_cells", "_arm_costs"),
         *("conflict", "model_conflicts", "patching", "_patch_setup", "patch_battery"),
         *("attribution", "patched_patterns"),
         *("twins", "twin_runs", "twin_results", "twin_curves", "_twin_training"),
@@ -88,6 +88,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "cli",
         "_conflict_command",
         "_disrupt_command",
+        "_cost_tables",
         "_harness_command",
         "_patch_command",
         "_patch_report",

@@ -17,7 +17,6 @@ from mi_massive.sweep import (
     RayEngine,
     SweepGrid,
     load_sweep,
-    read_grid,
     run_sweep,
     sweep_status,
 )
@@ -165,31 +164,6 @@ def test_an_object_store_holds_the_same_table(grid: SweepGrid, undisturbed: Path
 
 
 # --- bad input, and the command line
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("modles: [x]", r"keys of .* must be among models, presets, tasks, .*, got 'modles'"),
-        ("models: [m]", r"must have the key 'presets', got none"),
-        ("- 3", r"must be a mapping of names to values, got \[3\]"),
-        ("models: [", r"must be YAML, got "),
-        ("models: m\npresets: [paper]\ntasks: [letters]", r"models of .* must be a list, got 'm'"),
-        (
-            "models: [{nmae: m}]\npresets: [paper]\ntasks: [letters]",
-            r"must be among name, revision, .*, got 'nmae'",
-        ),
-        ("models: []\npresets: [paper]\ntasks: [letters]", "models must not be empty"),
-        ("models: [m]\npresets: [papr]\ntasks: [letters]", "preset must be one of paper, .*'papr'"),
-        ("models: [m]\npresets: [paper]\ntasks: [leters]", "tasks must be among gsm8k, .*'leters'"),
-        ("models: [m, m]\npresets: [paper]\ntasks: [letters]", "models must differ, got .* twice"),
-    ],
-)
-def test_a_bad_grid_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
-    path = tmp_path / "grid.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=sentence):
-        read_grid(path)
 
 
 def test_an_unknown_model_is_refused_before_anything_is_written(

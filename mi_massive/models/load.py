@@ -100,12 +100,7 @@ def require_device(device: str | torch.device) -> torch.device:
     Raises:
         ValueError: If they do not.
     """
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device must be one that torch knows, such as cpu, cuda, cuda:1 or mps, got {device!r}"
-        ) from error
+    place = require_known_device(device)
     present = {
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
@@ -116,6 +111,20 @@ def require_device(device: str | torch.device) -> torch.device:
             "use cpu"
         )
     return place
+
+
+def require_known_device(device: str | torch.device) -> torch.device:
+    """The device, whether it is on this machine or not.
+
+    Raises:
+        ValueError: If torch knows none of this name.
+    """
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be one that torch knows, such as cpu, cuda, cuda:1 or mps, got {device!r}"
+        ) from error
 
 
 def _is_causal(config: Any, checkpoint: Checkpoint) -> bool:

@@ -35,10 +35,16 @@ def pin_model(name: str, *, revision: str | None = None) -> Pinned:
         revision: Branch, tag or commit of a hub model.
 
     Raises:
+        ValueError: If a revision is asked for of a model that is not on the hub.
         ConnectionError: If it is a hub model that is neither in the cache nor on a hub that can be
             reached.
     """
     path = Path(name).expanduser()
+    if revision is not None and (name in BUILT_IN or path.exists()):
+        raise ValueError(
+            f"revision must be None for a model that is not on the hub, got {revision!r} for "
+            f"{name!r}; leave it out"
+        )
     if name in BUILT_IN:
         return Pinned(BUILT_IN[name].requirement, None)
     if path.is_file():

@@ -1,15 +1,12 @@
 """What a sweep asks for: models, arms, tasks, seeds and layers, in one YAML file or in Python."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
-import yaml
-
-from mi_massive._checks import require_not_empty
+from mi_massive._checks import require_in_range, require_not_empty, require_positive
 from mi_massive.arms import Arm
 from mi_massive.disruption import DisruptionConfig
 from mi_massive.models.load import DTYPES
@@ -31,6 +28,10 @@ class GridModel:
     chat: bool = False
     """Ask it in its chat template."""
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a name that would be read as this folder."""
+        require_not_empty("name of a model", self.name, remedy="name one as load_model takes it")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,26 +65,65 @@ class SweepGrid:
     neutral_length: int = field(default_factory=lambda: DisruptionConfig().neutral_length)
 
     def __post_init__(self) -> None:
-        """Refuse what names nothing, before anything is computed."""
+        """Refuse what names nothing; what lies beside the grid is looked for by `check_grid`."""
         axes = ("models", "presets", "tasks", "seeds", "layers", "dtypes", "readouts")
         for name in (*axes, *(("k",) if self.k is not None else ())):
             values: tuple[object, ...] = getattr(self, name)
             require_not_empty(name, values, remedy="give at least one value, or leave the axis out")
-            for value in values:
-                if values.count(value) > 1:
-                    raise ValueError(f"{name} must differ, got {value!r} twice; leave one out")
+        for name in (*axes, *(n for n in ("k", "generated") if getattr(self, n) is not None)):
+            given: tuple[object, ...] = getattr(self, name)
+            for value, times in Counter(given).items():
+                if times > 1:
+                    shown = "all" if value is None else repr(value)
+                    raise ValueError(f"{name} must differ, got {shown} twice; leave one out")
         for name in self.presets:
             preset(name)
+        for k in self.k or ():
+            require_in_range("k", k, low=1, high=1 << 16, unit="dimensions of a head")
+        for seed in self.seeds:
+            if seed < 0:
+                raise ValueError(f"seeds must be 0 or more, got {seed}; choose others")
+        self._require_blocks()
         for name in self.dtypes:
             if name not in DTYPES:
                 raise ValueError(f"dtypes must be among {', '.join(DTYPES)}, got {name!r}")
+        self._require_tasks()
+        if self.limit is not None:
+            require_positive("limit", self.limit)
+        _ = self.evaluation_for(self.models[0])
+
+    def _require_blocks(self) -> None:
+        """Refuse sets of layers that no model has, or two that are one."""
+        sets = [blocks for blocks in self.layers if blocks is not None]
+        for blocks in sets:
+            if not blocks or min(blocks) < 0 or len(set(blocks)) < len(blocks):
+                raise ValueError(
+                    "layers must be sets of different block indices from 0 on, got "
+                    f"{list(blocks)}; name at least one block, or all"
+                )
+            if sum(set(blocks) == set(other) for other in sets) > 1:
+                raise ValueError(
+                    f"layers must differ, got the blocks {sorted(blocks)} twice; leave one out"
+                )
+
+    def _require_tasks(self) -> None:
         for name in self.tasks:
-            if name not in TASKS and not (name.endswith(OWN_TASK) and Path(name).is_file()):
+            if name not in TASKS and not name.endswith(OWN_TASK):
                 raise ValueError(
                     f"tasks must be among {', '.join(TASKS)} or a {OWN_TASK} file that exists, "
                     f"got {name!r}"
                 )
-        _ = self.evaluation_for(self.models[0])
+        for name, times in Counter(map(task_name, self.tasks)).items():
+            if times > 1:
+                raise ValueError(
+                    f"tasks must have different names, got {name!r} twice; rename one of the files"
+                )
+        for name in self.generated or ():
+            if name not in self.tasks:
+                raise ValueError(
+                    f"generated must be among the tasks {', '.join(self.tasks)}, got {name!r}; "
+                    "add it to tasks, or leave it out"
+                )
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -110,102 +150,12 @@ class SweepGrid:
                 batch_size=self.batch_size,
                 max_new_tokens=self.max_new_tokens,
             ),
-            generated=self.generated,
+            generated=None if self.generated is None else tuple(map(task_name, self.generated)),
             n_neutral=self.n_neutral,
             neutral_length=self.neutral_length,
         )
 
 
-def read_grid(path: str | Path) -> SweepGrid:
-    """Read a grid from a YAML file.
-
-        models: [smollm2-135m-instruct, {name: owner/model, revision: main, chat: true}]
-        presets: [paper, smallest, random]
-        k: [1, 4]
-        tasks: [passkey_128_6, pairs_open_book]
-
-    Args:
-        path: The file. Its keys are the fields of `SweepGrid`; models and files with relative paths
-            lie beside it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no YAML mapping, a key or a name in it is unknown, or a value is of a
-            wrong kind.
-    """
-    path = Path(path)
-    try:
-        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} must be YAML, got {reason!r}; correct it") from error
-    given = _mapping(document, SweepGrid, str(path))
-    values = {name: _value(name, value, path) for name, value in given.items()}
-    try:
-        return SweepGrid(**values)
-    except TypeError as error:  # the checker of types says which field, and what it got
-        raise ValueError(f"{path}: {' '.join(str(error).split())[:400]}") from error
-
-
-def _mapping(document: Any, kind: type, where: str) -> dict[str, Any]:
-    """A mapping whose keys are fields of a dataclass, all required ones among them."""
-    if not isinstance(document, Mapping):
-        raise ValueError(f"{where} must be a mapping of names to values, got {document!r}")
-    given = dict(cast(Mapping[str, Any], document))
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for name in given:
-        if name not in fields:
-            raise ValueError(
-                f"keys of {where} must be among {', '.join(fields)}, got {name!r}; correct it"
-            )
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in given:
-            raise ValueError(f"{where} must have the key {name!r}, got none; add it")
-    return given
-
-
-def _value(name: str, value: Any, path: Path) -> Any:
-    if value is None and name in _MAY_BE_NONE:
-        return None
-    if name == "data":
-        return _beside(path, value)
-    if name not in _AXES:
-        return value
-    if not isinstance(value, list):
-        raise ValueError(f"{name} of {path} must be a list, got {value!r}; write [{value}]")
-    entries = cast(list[Any], value)
-    if name == "models":
-        return tuple(_model(entry, path) for entry in entries)
-    if name == "layers":
-        return tuple(_layers(entry, path) for entry in entries)
-    if name == "tasks":
-        return tuple(_beside(path, entry) for entry in entries)
-    return tuple(entries)
-
-
-_MAY_BE_NONE: Final = ("k", "generated", "limit", "data", "max_new_tokens")
-_AXES: Final = (
-    *("models", "presets", "tasks", "k", "seeds", "layers", "dtypes", "readouts", "generated"),
-)
-
-
-def _layers(entry: Any, path: Path) -> tuple[int, ...] | None:
-    if isinstance(entry, list):
-        return tuple(cast(list[int], entry))
-    if entry != "all":
-        raise ValueError(f"layers of {path} must be 'all' or lists of block indices, got {entry!r}")
-    return None
-
-
-def _model(entry: Any, path: Path) -> GridModel:
-    given: Any = {"name": entry} if isinstance(entry, str) else entry
-    values = _mapping(given, GridModel, f"models of {path}")
-    values["name"] = _beside(path, values["name"])
-    return GridModel(**values)
-
-
-def _beside(path: Path, name: Any) -> str:
-    """A file or folder by its whole path, which means the same to every worker."""
-    found = path.absolute().parent / Path(name).expanduser()
-    return str(found.resolve()) if found.exists() else name
+def task_name(task: str) -> str:
+    """The name of a task in results: that of a file of one's own is the file's."""
+    return task if task in TASKS else Path(task).stem

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mi_massive.sweep.base import require_workers
 from mi_massive.sweep.worker import SweepWork, run_work
 
 
@@ -11,6 +12,10 @@ class InlineEngine:
     """No worker but this process."""
 
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse a device that is not here."""
+        require_workers(self.device, gpus_per_worker=1, here=True)
 
     @property
     def n_workers(self) -> int:

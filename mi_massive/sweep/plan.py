@@ -21,7 +21,8 @@ from mi_massive.models.gguf import file_sha256
 from mi_massive.models.revision import Pinned, pin_model
 from mi_massive.presets import PRESETS
 from mi_massive.scores import INTACT
-from mi_massive.sweep.grid import GridModel, SweepGrid
+from mi_massive.sweep.checks import check_grid
+from mi_massive.sweep.grid import GridModel, SweepGrid, task_name
 from mi_massive.tasks import TASKS
 
 _COMPUTED_BY: Final = "mi_massive.sweep.worker"
@@ -54,7 +55,7 @@ class SweepCell:
     @property
     def name(self) -> str:
         """Name of its files: words for people, then the key."""
-        words = "-".join((Path(self.model.name).name, Path(self.task).stem, self.arm_name))
+        words = "-".join((Path(self.model.name).name, task_name(self.task), self.arm_name))
         return f"{re.sub(r'[^A-Za-z0-9._]+', '-', words)[:100]}-{self.key}"
 
 
@@ -71,9 +72,11 @@ def plan_sweep(grid: SweepGrid) -> SweepPlan:
     """Find out which weights the models' names mean, and name every cell.
 
     Raises:
-        ValueError: If two cells would be the same.
+        ValueError: If two cells would be the same, or something in the grid would be used by none.
+        FileNotFoundError: If a file or folder of the grid is missing.
         ConnectionError: If a model's revision must be asked of a hub that cannot be reached.
     """
+    check_grid(grid)
     tasks = {task: _task_identity(task, grid) for task in grid.tasks}
     cells: list[SweepCell] = []
     for model in grid.models:
@@ -135,7 +138,7 @@ def _matching(grid: SweepGrid, arm: Arm | None) -> list[Any] | None:
 
 def _task_identity(task: str, grid: SweepGrid) -> list[Any]:
     if task not in TASKS:
-        return [Path(task).stem, file_sha256(Path(task)), grid.limit]
+        return [task_name(task), file_sha256(Path(task)), grid.limit]
     source = TASKS[task]
     rows = None
     if source.hub is not None:

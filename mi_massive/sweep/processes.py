@@ -12,7 +12,7 @@ from typing import IO, Final
 from mi_massive._checks import require_in_range
 from mi_massive._cores import n_cores
 from mi_massive.records import text_of
-from mi_massive.sweep.base import PAUSE
+from mi_massive.sweep.base import PAUSE, require_workers
 from mi_massive.sweep.worker import SweepWork
 
 _PROGRAM: Final = "from mi_massive.sweep.worker import main; main()"
@@ -23,15 +23,23 @@ class ProcessEngine:
     """Processes of this machine."""
 
     device: str = "cpu"
+    """All workers share a GPU that is named by its number; `cuda` and `auto` give each its own."""
     workers: int | None = None
     """None: one for each GPU (or group of GPUs) on `cuda` and `auto`, else one."""
     gpus_per_worker: int = 1
 
     def __post_init__(self) -> None:
         """Refuse workers that would have no device."""
-        require_in_range("gpus_per_worker", self.gpus_per_worker, low=1, high=64, unit="GPUs")
+        require_workers(self.device, gpus_per_worker=self.gpus_per_worker, here=True)
         if self.workers is not None:
             require_in_range("workers", self.workers, low=1, high=1024, unit="processes")
+        wanted = self.n_workers * self.gpus_per_worker
+        if (self._on_gpus or self.gpus_per_worker > 1) and wanted > len(_gpus()):
+            raise ValueError(
+                f"workers x gpus_per_worker must be at most the {len(_gpus())} GPUs of this "
+                f"machine on {self.device}, got {self.n_workers} x {self.gpus_per_worker}; ask for "
+                "fewer, or name one GPU, such as cuda:0, that all workers share"
+            )
 
     @property
     def n_workers(self) -> int:

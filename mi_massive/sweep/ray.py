@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from mi_massive._checks import require_in_range
 from mi_massive.records import result_of, text_of
-from mi_massive.sweep.base import PAUSE
+from mi_massive.sweep.base import PAUSE, require_workers
 from mi_massive.sweep.worker import SweepWork, run_work
 
 _PATIENCE: Final = 5.0
@@ -33,6 +33,7 @@ class RayEngine:
     def __post_init__(self) -> None:
         """Refuse what cannot run before anything is planned."""
         require_in_range("workers", self.workers, low=1, high=4096, unit="actors")
+        require_workers(self.device, gpus_per_worker=self.gpus_per_worker, here=False)
         if importlib.util.find_spec("ray") is None:
             raise ValueError(
                 "engine ray must have Ray installed, got none; pip install 'mi-massive[ray]'"
