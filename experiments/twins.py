@@ -66,9 +66,9 @@ def main() -> None:
         n_seeds=given.seeds,
         corpus=given.corpus,
         shape=shape,
-        n_steps=given.steps or steps,
-        batch_size=given.batch_size or batch_size,
-        learning_rate=given.learning_rate or learning_rate,
+        n_steps=steps if given.steps is None else given.steps,
+        batch_size=batch_size if given.batch_size is None else given.batch_size,
+        learning_rate=learning_rate if given.learning_rate is None else given.learning_rate,
     )
     result = train_twins(
         config,

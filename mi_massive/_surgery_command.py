@@ -28,7 +28,9 @@ def surgery_command(
             help="Tasks asked by options, with commas; a .jsonl file is a task of yours.",
         ),
     ] = _TASKS,
-    limit: Annotated[int, typer.Option(min=2, help="Examples of each task.")] = 24,
+    limit: Annotated[
+        int, typer.Option(min=3, help="Examples of each task, of which distances form three.")
+    ] = 24,
     bands: Annotated[
         int, typer.Option(min=_FEWEST_BANDS, help="Bands of the rotary pairs, fast to slow.")
     ] = _FEWEST_BANDS,
@@ -74,7 +76,10 @@ def surgery_command(
                     for arm, found in effects.items()
                 },
                 "left_out": result.left_out,
-                "cells": [dataclasses.asdict(cell) for cell in result.cells],
+                **{
+                    name: [dataclasses.asdict(each) for each in getattr(result, name)]
+                    for name in ("cells", "contrasts", "distances", "norms")
+                },
                 "provenance": dataclasses.asdict(result.provenance),
             }
         )

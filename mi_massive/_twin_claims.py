@@ -1,6 +1,8 @@
 """C3b, C8e and C9b: which estimates of trained twins decide them, and what they say in words."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -47,7 +49,7 @@ def twin_findings(results: Sequence[TwinsResult]) -> list[Finding]:
         (
             "C9b",
             _flat(first),
-            f"{_said(cause, arm, first, where='layer 0')} {_order(cause, arm)}",
+            f"{_said(cause, arm, first, where='layer 0')} {_order(cause, turning)}",
         ),
     ]
 
@@ -76,7 +78,7 @@ def _frequency_finding(results: Sequence[TwinsResult]) -> Finding:
     told: list[str] = []
     seen = set[tuple[object, ...]]()
     for result in results:
-        same = (result.corpus_digest, result.config.shape, result.config.n_steps)
+        same = (result.corpus_digest, replace(result.config, arms=("rope",)))
         shares = {a: e for a, e in _slow_shares(result).items() if (*same, a) not in seen}
         seen |= {(*same, arm) for arm in shares}
         if shares:
@@ -135,22 +137,27 @@ def _frequencies(result: TwinsResult, slow: dict[str, list[Estimate]]) -> str:
         for arm, (q, k) in slow.items()
     )
     return (
-        f"Heads whose largest dimension makes no full turn within the context of "
-        f"{result.config.shape.context} tokens, trained on "
-        f"{result.provenance.settings['corpus']}: {parts}."
+        f"No full turn of the heads' largest dimension within windows of "
+        f"{result.config.shape.context} tokens of {result.provenance.settings['corpus']}: {parts}."
     )
 
 
-def _order(result: TwinsResult, arm: str) -> str:
-    concentrated = student_estimate(_logs(result.halfway(arm, "k")), n_of="seeds", geometric=True)
-    sink = student_estimate(_logs(result.halfway(arm, "sink")), n_of="seeds", geometric=True)
-    if sink.n == 0 or concentrated.n == 0:
-        return "One of concentration of k and attention sink did not rise in training."
-    return (
-        f"k has made half of its way at step {concentrated.effect:.0f}, the attention on the "
-        f"first token at step {sink.effect:.0f} of {result.config.n_steps} (it ends at "
+def _order(result: TwinsResult, arms: list[str]) -> str:
+    """When keys over values and the sink were half there, in each arm that rotates."""
+    return " ".join(
+        f"{TWIN_ARMS[arm].statement}: k over v {_dated(result, arm, 'k')}, the attention on the "
+        f"first token {_dated(result, arm, 'sink')} of {result.config.n_steps} (it ends at "
         f"{result.sink(arm).effect:.2f})."
+        for arm in arms
     )
+
+
+def _dated(result: TwinsResult, arm: str, what: Literal["k", "sink"]) -> str:
+    steps = result.halfway(arm, what)
+    date = student_estimate(_logs(steps), n_of="seeds", geometric=True)
+    if date.n == 0:
+        return f"rose in none of {len(steps)} seeds"
+    return f"half there at step {date.effect:.0f} in {date.n} of {len(steps)} seeds"
 
 
 def _logs(values: list[float]) -> Float[np.ndarray, "unit"]:

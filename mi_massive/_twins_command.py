@@ -11,9 +11,10 @@ from mi_massive import _completion as completion
 from mi_massive import _options as opt
 from mi_massive._arm_options import split
 from mi_massive._terminal import print_json, print_records, twins_progress
-from mi_massive.axes import PROJECTIONS
+from mi_massive.axes import PROJECTIONS, Projection
 from mi_massive.presets import DEFAULT_K
 from mi_massive.records import load_result, save_result
+from mi_massive.stats import Estimate
 from mi_massive.twin_arms import TWIN_ARMS, TwinShape, leading_rotation
 
 _ARMS = "rope,partial_25,learned,none"
@@ -155,9 +156,17 @@ def _numbers(result: Any, arm: str) -> dict[str, Any]:
         "q_over_v": dataclasses.asdict(result.excess("q", arm=arm)),
         "k_over_v": dataclasses.asdict(result.excess("k", arm=arm)),
         "sink": dataclasses.asdict(result.sink(arm)),
-        "halfway_q": result.halfway(arm, "q"),
-        "halfway_sink": result.halfway(arm, "sink"),
+        **{f"massive_{p}": dataclasses.asdict(_massive(result, arm, p)) for p in PROJECTIONS},
+        **{f"halfway_{what}": result.halfway(arm, what) for what in ("q", "k", "sink")},
+        "sink_after_k": dataclasses.asdict(result.order(arm)),
     }
+
+
+def _massive(result: Any, arm: str, projection: Projection) -> Estimate:
+    """Massive dimensions a head of the trained twins."""
+    from mi_massive.twin_curves import massive_over_steps
+
+    return massive_over_steps(result, arm, projection)[-1]
 
 
 def _leading(result: Any) -> str:
@@ -193,6 +202,8 @@ def _row(result: Any, arm: str) -> dict[str, str]:
         "loss": result.final_loss(arm),
         "q over v": result.excess("q", arm=arm),
         "k over v": result.excess("k", arm=arm),
+        "massive q": _massive(result, arm, "q"),
+        "massive k": _massive(result, arm, "k"),
         "first token": result.sink(arm),
     }
     return {name: _shown(estimate) for name, estimate in named.items()}

@@ -132,8 +132,9 @@ def run_surgery(
         on_progress: Called with the number of (arm, task) pairs finished since the last call.
 
     Raises:
-        ValueError: If two arms have one name, the model does not rotate, an arm's bands do not
-            exist in it, or a task cannot be asked (see `evaluate`).
+        ValueError: If a task with distances has fewer examples than groups, two arms have one
+            name, the model does not rotate, an arm's bands do not exist in it, or a task cannot be
+            asked (see `evaluate`).
         UnsupportedModelError: If the model was wrapped or cannot answer.
     """
     config = config or SurgeryConfig()
@@ -144,6 +145,11 @@ def run_surgery(
             f"{model.name} must rotate its queries and keys to have its frequencies taken apart, "
             "got a model without rotary position embeddings; use run_disruption"
         )
+    for task in tasks:
+        if answer_distances(model.tokenizer, task) is not None:  # before anything is computed
+            require_in_range(
+                "n_distances", config.n_distances, low=1, high=len(task.examples), unit="examples"
+            )
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names) or INTACT in names:
         raise ValueError(

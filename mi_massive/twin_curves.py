@@ -1,4 +1,4 @@
-"""Curves of twins with intervals over seeds: over the steps of a training, and over its loss.
+"""Twins with intervals over seeds: curves over steps and over the loss, masses, paired losses.
 
 Two encodings that learn at different speeds are compared at equal loss: a curve over steps says
 when something appears, one over the loss whether it comes with what the model has learned. Does
@@ -11,11 +11,14 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
+from mi_massive.axes import Projection
+from mi_massive.concentration import ConcentrationConfig
 from mi_massive.small_samples import student_estimate
 from mi_massive.stats import Estimate
 from mi_massive.twin_results import TwinsResult
-from mi_massive.twin_runs import Measure, at_loss, curve_of, lowest_loss
+from mi_massive.twin_runs import Measure, TwinRun, at_loss, curve_of, lowest_loss, norms_of
 
+_RATIO: Final = ConcentrationConfig().ratio
 N_LEVELS: Final = 12
 """Losses at which a curve over the loss is read."""
 
@@ -72,6 +75,45 @@ def curve_over_losses(
         )
         for level in levels
     ]
+
+
+def massive_over_steps(
+    result: TwinsResult, arm: str, projection: Projection, *, ratio: float = _RATIO
+) -> list[Estimate]:
+    """Massive dimensions a head at every step of `result.steps`, mean over heads, over seeds.
+
+    Massive is a norm above `ratio` times the mean of its head.
+
+    Raises:
+        ValueError: If there is no such arm.
+
+    Source:
+        Jin et al. 2025, arXiv:2502.01563, with its lambda of 5.
+    """
+    counts = np.stack([_massive(run, projection, ratio) for run in result.of(arm)], axis=1)
+    limits = (0.0, float(result.config.shape.d_head))
+    return [student_estimate(values, n_of="seeds", limits=limits) for values in counts]
+
+
+def loss_difference(result: TwinsResult, arm: str, *, against: str) -> Estimate:
+    """Held-out loss of a trained twin minus that of another arm, seed by seed, in nats.
+
+    Twins of a seed read the same windows, which seeds do not share: the difference is surer than
+    the two losses.
+
+    Raises:
+        ValueError: If there is no such arm.
+    """
+    pairs = zip(result.of(arm), result.of(against), strict=True)
+    differences = [float(run.loss[-1] - other.loss[-1]) for run, other in pairs]
+    return student_estimate(np.array(differences), n_of="seeds", null=0.0)
+
+
+def _massive(run: TwinRun, projection: Projection, ratio: float) -> Float[np.ndarray, "step"]:
+    """NaN at steps that a diverged run did not reach."""
+    norms = norms_of(run, projection)
+    counts = (norms > ratio * norms.mean(dim=-1, keepdim=True)).sum(dim=-1).double()
+    return counts.masked_fill(~norms.isfinite().all(dim=-1), math.nan).mean(dim=(1, 2)).numpy()
 
 
 def _over_seeds(values: Float[np.ndarray, "seed"], what: Measure) -> Estimate:

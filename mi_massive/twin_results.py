@@ -8,7 +8,7 @@ mean over heads and layers. Does not show: that what holds in a small model hold
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -22,16 +22,15 @@ from mi_massive.small_samples import student_estimate
 from mi_massive.stats import Estimate
 from mi_massive.twin_arms import TWIN_ARMS
 from mi_massive.twin_runs import (
-    Measure,
     TwinRun,
     TwinsConfig,
     at_loss,
     concentration_of,
     conditions_of,
-    curve_of,
     halfway,
     lowest_loss,
     partner_correlation,
+    risen_curve,
     score_under,
     top_wavelengths,
 )
@@ -140,24 +139,25 @@ class TwinsResult:
         ]
         return student_estimate(np.array(logs), n_of="seeds", geometric=True)
 
-    def halfway(self, arm: str, what: Measure) -> list[float]:
+    def halfway(self, arm: str, what: Literal["q", "k", "sink"]) -> list[float]:
         """Step at which each seed's curve has made half of its way; NaN where it did not rise.
 
-        A rise of max/mean is one by a quarter; the attention sink must at least double what random
-        weights give the first token, which is about uniform attention.
+        Queries and keys are read over the values of the same twin (log ratio of max/mean), which
+        must grow by a quarter: what all three do alike is not dated. The attention sink must at
+        least double what random weights give the first token, about uniform attention.
 
         Args:
             arm: Name of the arm.
-            what: `q`, `k` or `v` for log max/mean, or `sink`.
+            what: `q` or `k` over `v`, or `sink`.
         """
-        curves = [curve_of(run, what) for run in self.of(arm)]
+        curves = [risen_curve(run, what) for run in self.of(arm)]
         rises = [float(curve[0]) if what == "sink" else _LEAST_RISE for curve in curves]
         return [
             halfway(self.steps, curve, least_rise=rise)
             for curve, rise in zip(curves, rises, strict=True)
         ]
 
-    def order(self, arm: str = "rope", projection: Projection = "k") -> Estimate:
+    def order(self, arm: str = "rope", projection: Literal["q", "k"] = "k") -> Estimate:
         """How much later the sink is half there than the concentration, as a ratio of steps.
 
         Above 1: concentration comes first.

@@ -54,6 +54,8 @@ class TwinsConfig:
         require_in_range("n_measured", self.n_measured, low=1, high=1000, unit="steps")
         require_in_range("n_windows", self.n_windows, low=2, high=1 << 16, unit="windows")
         require_positive("learning_rate", self.learning_rate)
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -94,7 +96,12 @@ class TwinRun:
 def concentration_of(
     run: TwinRun, projection: Projection, layer: int | None = None
 ) -> Float[np.ndarray, "step"]:
-    """max/mean of the norms at each step, geometric mean over heads and layers (or one layer)."""
+    """max/mean of the norms at each step, geometric mean over heads and layers (or one layer).
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    _require_layer(run, layer)
     logs = max_over_mean(norms_of(run, projection).flatten(0, 1)).log()
     logs = logs.reshape(norms_of(run, projection).shape[:3])
     chosen = logs if layer is None else logs[:, layer : layer + 1]
@@ -114,13 +121,23 @@ def curve_of(run: TwinRun, what: Measure, layer: int | None = None) -> Float[np.
     Raises:
         ValueError: If there is no such layer.
     """
-    n_layers = run.sink.shape[1]
-    if layer is not None and not 0 <= layer < n_layers:
-        raise ValueError(f"layer must be 0 to {n_layers - 1}, got {layer}")
+    _require_layer(run, layer)
     if what == "sink":
         chosen = run.sink if layer is None else run.sink[:, layer : layer + 1]
         return chosen.mean(dim=1).numpy()
     return np.log(concentration_of(run, what, layer))
+
+
+def risen_curve(run: TwinRun, what: Literal["q", "k", "sink"]) -> Float[np.ndarray, "step"]:
+    """What is dated: log max/mean of `q` or `k` over that of the values, or the sink as it is."""
+    curve = curve_of(run, what)
+    return curve if what == "sink" else curve - curve_of(run, "v")
+
+
+def _require_layer(run: TwinRun, layer: int | None) -> None:
+    n_layers = run.sink.shape[1]
+    if layer is not None and not 0 <= layer < n_layers:
+        raise ValueError(f"layer must be 0 to {n_layers - 1}, got {layer}")
 
 
 def conditions_of(run: TwinRun) -> tuple[str, ...]:
@@ -163,14 +180,17 @@ def halfway(
 ) -> float:
     """Step, between measured ones on a log axis, at which half of the rise is first made.
 
-    NaN where the whole rise is below `least_rise`: what did not appear has no date.
+    The first measured step where that lies before it: nothing earlier was measured. NaN where the
+    whole rise is below `least_rise`: what did not appear has no date.
     """
     if not np.isfinite(curve).all() or curve[-1] - curve[0] < least_rise:
         return math.nan
     middle = (curve[0] + curve[-1]) / 2
     after = int(np.argmax(curve >= middle))
+    if after == 1:
+        return float(steps[1])
     part = (middle - curve[after - 1]) / (curve[after] - curve[after - 1])
-    low, high = math.log(max(steps[after - 1], 1)), math.log(steps[after])
+    low, high = math.log(steps[after - 1]), math.log(steps[after])
     return math.exp(low + float(part) * (high - low))
 
 

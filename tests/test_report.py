@@ -114,7 +114,7 @@ def drawn(browser, page):
 def test_the_page_draws_everything_without_a_request_or_a_console_message(drawn):
     find = drawn.page.locator
     assert find("table.scoreboard tbody tr").count() == len(sample.scoreboard_result().claims)
-    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 20
+    assert find(".plot .canvas:has(svg.main-svg)").count() == find(".plot").count() == 21
     assert find(".mi-strip .colored-tokens").count() == 4
     assert find(".mi-patterns canvas").count() == 1 + 3  # one head; one in three runs
     assert drawn.page.evaluate("document.querySelector('.mi-patterns canvas').width") > 200

@@ -17,10 +17,11 @@ def test_text_twins_have_curves_and_contrasts_and_no_abilities() -> None:
     arms, contrasts = section.tables
     assert [row[0] for row in arms.rows] == ["RoPE, theta 1e4", "no position encoding"]
     assert arms.rows[0][1] == "1 [1, 1]"  # the loss
-    assert arms.rows[0][8] == "1.12 [1.12, 1.12]"  # the sink comes after k
-    assert arms.rows[1][5] == "did not rise"  # max/mean of q without positions
-    assert arms.rows[0][5].count(",") == 2
-    assert arms.rows[1][9] == "undefined undefined"  # nothing turns
+    assert arms.rows[0][4:6] == ("0 [0, 0]", "0 [0, 0]")  # massive dimensions
+    assert arms.rows[0][10] == "1.12 [1.12, 1.12]"  # the sink comes after k
+    assert arms.rows[1][7] == "did not rise"  # max/mean of q without positions
+    assert arms.rows[0][7].count(",") == 2
+    assert arms.rows[1][11] == "undefined undefined"  # nothing turns
     assert contrasts.rows[0][:3] == ("RoPE, theta 1e4", "no position encoding", "2.00 [2.00, 2.00]")
     assert "3 seeds" in section.question
 

@@ -13,6 +13,7 @@ from mi_massive._twin_claims import twin_findings
 from mi_massive.claims import scoreboard
 from mi_massive.concentration import ConcentrationConfig, ConcentrationResult, concentration
 from mi_massive.small_samples import student_estimate
+from mi_massive.twin_curves import curve_over_steps, loss_difference, massive_over_steps
 from mi_massive.twin_results import TwinsResult
 from mi_massive.twin_runs import TwinRun, TwinsConfig, at_loss, concentration_of, halfway
 
@@ -84,9 +85,61 @@ def test_the_half_way_step_lies_between_measured_steps() -> None:
     assert math.isnan(result.halfway("none", "q")[0])  # it went nowhere
 
 
-def test_a_rise_within_the_first_measured_step_is_dated_from_step_one() -> None:
+def test_a_rise_within_the_first_measured_step_is_dated_at_it() -> None:
+    """Nothing was measured before: its date is the latest that it can have been."""
     curve = torch.tensor([0.0, 1.0, 1.0, 1.0]).numpy()
-    assert halfway(STEPS, curve, least_rise=0.5) == pytest.approx(math.sqrt(20))
+    assert halfway(STEPS, curve, least_rise=0.5) == STEPS[1] == 20
+
+
+def test_what_values_do_as_well_is_not_dated() -> None:
+    """A max/mean that grows in queries, keys and values alike is no concentration of q and k."""
+    alike = twin_run()
+    alike.v[:] = alike.q
+    result = with_runs(rope=[alike], none=[twin_run("none")])
+    assert math.isnan(result.halfway("rope", "q")[0])
+
+
+def test_layers_that_there_are_not_are_refused() -> None:
+    result = twins_result()
+    for refused in (
+        lambda: result.contrast("q", layer=2),
+        lambda: result.excess("k", layer=-1),
+        lambda: curve_over_steps(result, "rope", "sink", layer=5),
+    ):
+        with pytest.raises(ValueError, match="layer must be 0 to 1, got"):
+            refused()
+
+
+def test_massive_dimensions_are_counted_a_head() -> None:
+    """max/mean of 4 in eight dimensions: one of them passes 3 times the mean, none 5 times."""
+    result = twins_result()
+    counts = massive_over_steps(result, "rope", "q", ratio=3)
+    assert [c.effect for c in counts] == [0, 0, 0, 1]
+    assert [c.effect for c in massive_over_steps(result, "rope", "q")] == [0] * 4
+    assert massive_over_steps(result, "rope", "v", ratio=3)[-1].effect == 0
+    gone = twin_run(seed=2, failure="the loss became nan")
+    gone.q[-1] = math.nan
+    result = with_runs(
+        rope=[twin_run(seed=0), twin_run(seed=1), gone],
+        none=[twin_run("none", seed) for seed in range(3)],
+    )
+    assert massive_over_steps(result, "rope", "q", ratio=3)[-1].n == 2
+
+
+def test_losses_are_compared_seed_by_seed() -> None:
+    """Seeds read windows of their own: what differs between them is no doubt about the arms."""
+    losses = [torch.tensor([5.0, 4.0, 3.0, loss]) for loss in (1.0, 1.5, 2.0)]
+    result = with_runs(
+        rope=[twin_run(seed=s, loss=loss) for s, loss in enumerate(losses)],
+        none=[
+            twin_run("none", s, loss=loss + 0.25 * (1 + 0.01 * s)) for s, loss in enumerate(losses)
+        ],
+    )
+    difference = loss_difference(result, "none", against="rope")
+    assert difference.effect == pytest.approx(0.2525)
+    assert difference.high - difference.low < 0.02
+    alone = result.final_loss("none")
+    assert alone.high - alone.low > 2
 
 
 def test_what_did_not_appear_has_no_date() -> None:
@@ -267,7 +320,7 @@ def test_the_first_set_judges_the_cause_and_all_sets_the_frequencies() -> None:
     alone, both = ({f[0]: f for f in twin_findings(s)} for s in ([first], [first, second]))
     assert len(both["C3b"][1]) == len(alone["C3b"][1]) == 2
     assert (len(alone["C8e"][1]), len(both["C8e"][1])) == (2, 4)
-    assert both["C8e"][2].count("makes no full turn") == 2
+    assert both["C8e"][2].count("No full turn") == 2
     again = {f[0]: f for f in twin_findings([first, first])}
     assert again["C8e"][2] == alone["C8e"][2]  # the same twins are told once
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mi_massive import _twin_corpora, _twin_folders, _twin_training
+from mi_massive import _twin_corpora, _twin_folders, _twin_training, twins
 from mi_massive._twin_corpora import ABILITIES, N_VALUES, load_corpus
 from mi_massive.capture import capture_norms
 from mi_massive.interventions import disrupt

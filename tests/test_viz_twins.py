@@ -65,6 +65,7 @@ def test_over_the_loss_encodings_stand_at_what_they_have_learned() -> None:
     assert estimate.effect == pytest.approx(1.25)
     loss, estimate = halfway[-2]  # between 2 and 1, where log max/mean goes from 2.5 to 4
     assert estimate.effect == pytest.approx(2.5 * 1.6 ** (2 - loss))
+    assert rope.mode == "lines"  # no mark where nothing was measured
     assert figure.layout.xaxis.autorange == "reversed"
     assert figure.layout.xaxis.title.text == "held-out loss (nats)"
 
@@ -83,6 +84,7 @@ def test_the_three_projections_have_one_scale() -> None:
     wide = plot_emergence(unlike_seeds())  # q ends at 3.2 with an interval to 8.6
     highest = 4.0  # of the keys
     assert wide.layout.yaxis.range[1] == pytest.approx(1.04 * 1.25 * highest)
+    assert wide.layout.yaxis4.range == (0, pytest.approx(1.04 * 1.25 * 0.5))
 
 
 def test_a_diverged_seed_is_left_out_and_the_mean_goes_on() -> None:
@@ -108,10 +110,12 @@ def test_one_layer_is_shown_alone_and_an_unknown_one_refused() -> None:
 def test_abilities_stand_at_their_disruption_with_chance_marked() -> None:
     figure = plot_abilities(twins_result())
     recall = next(t for t in figure.data if (t.xaxis or "x") == "x" and t.legendgroup == "rope")
-    assert (list(recall.y), list(recall.x)) == (
-        ["intact", "paper k=1", "random k=1"],
-        [1.0, 0.25, 0.625],  # of random dimensions the mean of two draws
-    )
+    assert list(recall.x) == [1.0, 0.25, 0.625]  # of random dimensions the mean of two draws
+    assert list(recall.text) == ["intact", "paper k=1", "random k=1"]
+    assert list(figure.layout.yaxis.ticktext) == list(recall.text)
+    none = next(t for t in figure.data if (t.xaxis or "x") == "x" and t.legendgroup == "none")
+    for row, (upper, lower) in enumerate(zip(recall.y, none.y, strict=True)):
+        assert row - 0.5 < upper < row < lower < row + 0.5  # equal scores do not hide each other
     facts = next(t for t in figure.data if t.xaxis == "x2" and t.legendgroup == "rope")
     assert list(facts.x) == [1.0, 0.75, 0.875]
     assert figure.layout.shapes[0].x0 == pytest.approx(1 / 16)

@@ -8,13 +8,14 @@ from mi_massive.report.section import Section
 from mi_massive.report.tables import Table
 from mi_massive.stats import Estimate
 from mi_massive.twin_arms import TWIN_ARMS, leading_rotation, rotating
+from mi_massive.twin_curves import loss_difference, massive_over_steps
 from mi_massive.twin_results import ABILITIES, TwinsResult
 from mi_massive.viz.twins import plot_abilities, plot_emergence
 
 
 def twins_section(result: TwinsResult, *, title: str, number: int = 1) -> Section:
     """The section; losses and abilities are there for twins trained on the mixture alone."""
-    shape, config = result.config.shape, result.config
+    shape, config, corpus = result.config.shape, result.config, result.provenance.settings["corpus"]
     again = "" if number == 1 else f"-{number}"
     pictures = [
         picture(
@@ -49,19 +50,19 @@ def twins_section(result: TwinsResult, *, title: str, number: int = 1) -> Sectio
     return Section(
         word="twins",
         number=number,
-        title=title,
+        title=f"{title}: {corpus}, windows of {shape.context}",
         question=(
             f"Small models of {shape.n_layers} layers and {shape.n_heads} heads of {shape.d_head} "
             f"dimensions, the same weights at the start and the same {config.n_steps:,} batches of "
             f"{config.batch_size} windows of {shape.context} tokens "
-            f"({result.provenance.settings['corpus']}), {config.n_seeds} seeds. They differ in "
+            f"({corpus}), {config.n_seeds} seeds. They differ in "
             f"their position encoding alone, so what differs in the end is caused by it.{stopped}"
         ),
         pictures=tuple(pictures),
         tables=tuple(tables),
         limits=(
             "That large models come to their massive values in the same way: these are small.",
-            "That the concentration is needed: twins without it reach about the same loss.",
+            "That the concentration is needed: what the others lose beside it stands in the table.",
             "More than a few seeds can: the intervals assume that seeds vary normally.",
         ),
     )
@@ -72,11 +73,14 @@ def arms_table(result: TwinsResult) -> Table:
     return Table(
         caption=(
             "Trained twins (mean and 95 % interval over seeds; max/mean is a geometric mean over "
-            "heads and layers; half way: step of each seed that rose; sink after k: ratio of these "
-            "steps, above 1 where k concentrates before the first token draws attention)"
+            "heads and layers; massive: dimensions a head above 5 times its mean; half way: step "
+            "of each seed at which q or k over v, or the sink, was half there, if it rose; sink "
+            "after k: ratio of these steps, above 1 where k concentrates before the first token "
+            "draws attention)"
         ),
         head=(
-            *("encoding", "held-out loss", "q over v", "k over v", "first token's attention"),
+            *("encoding", "held-out loss", "q over v", "k over v", "massive: q", "massive: k"),
+            "first token's attention",
             *(
                 "half way: q",
                 "half way: k",
@@ -99,6 +103,7 @@ def _arm_row(result: TwinsResult, arm: str) -> tuple[str, ...]:
         text.with_interval(result.final_loss(arm)),
         text.with_interval(result.excess("q", arm=arm)),
         text.with_interval(result.excess("k", arm=arm)),
+        *(text.with_interval(massive_over_steps(result, arm, p)[-1]) for p in ("q", "k")),
         text.with_interval(result.sink(arm)),
         _steps(result.halfway(arm, "q")),
         _steps(result.halfway(arm, "k")),
@@ -120,8 +125,14 @@ def contrast_table(result: TwinsResult) -> Table:
     pairs = [(arm, other) for arm in turning for other in arms if other not in turning]
     pairs += [(leading, other) for other in turning if leading and other != leading]
     return Table(
-        caption="max/mean of one encoding over that of another, at the lowest loss that both reach",
-        head=("encoding", "against", "q", "p", "k", "p", "v", "p", "q, layer 0", "k, layer 0"),
+        caption=(
+            "max/mean of one encoding over that of another, at the lowest loss that both reach; "
+            "loss: of the trained twins, less that of the other, seed by seed, in nats"
+        ),
+        head=(
+            *("encoding", "against", "q", "p", "k", "p", "v", "p", "q, layer 0", "k, layer 0"),
+            "loss",
+        ),
         rows=tuple(
             (
                 TWIN_ARMS[arm].statement,
@@ -136,6 +147,7 @@ def contrast_table(result: TwinsResult) -> Table:
                     text.with_interval(result.contrast(projection, arm=arm, against=other, layer=0))
                     for projection in ("q", "k")
                 ),
+                text.with_interval(loss_difference(result, arm, against=other)),
             )
             for arm, other in pairs
         ),

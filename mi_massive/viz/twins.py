@@ -38,7 +38,6 @@ _PANELS: Final[tuple[tuple[str, Measure], ...]] = (
     ("Values: max/mean", "v"),
     ("First token: attention", "sink"),
 )
-_SINK_PANEL: Final = 3
 _LOOK: Final[dict[str, tuple[str, str]]] = {
     "rope": (WINE, "solid"),
     "rope_1e2": (ROSE, "dash"),
@@ -78,14 +77,15 @@ def plot_emergence(
         ValueError: If there is no such layer.
     """
     traces: list[Spec] = []
-    effects, ends = [2.0], [2.0]
+    # Highest effect and end of an interval: of the three projections, which share a scale; sink.
+    effects, ends = ([2.0], [0.1]), ([2.0], [0.1])
     for panel, (_, what) in enumerate(_PANELS):
         for arm in result.config.arms:
             x, found = _curve(result, arm, what, over, layer)
-            if panel < _SINK_PANEL:
-                effects += [e.effect for e in found if math.isfinite(e.effect)]
-                ends += [e.high for e in found if math.isfinite(e.high)]
-            traces += [*_shade(arm, x, found, panel), _line(arm, x, found, panel)]
+            scale = int(what == "sink")
+            effects[scale].extend(e.effect for e in found if math.isfinite(e.effect))
+            ends[scale].extend(e.high for e in found if math.isfinite(e.high))
+            traces += [*_shade(arm, x, found, panel), _line(arm, x, found, panel, over=over)]
     made = figure(
         traces,
         titles=[title for title, _ in _PANELS],
@@ -93,11 +93,12 @@ def plot_emergence(
         y={},
         height=430,
     )
-    # An interval of few seeds may reach far beyond every curve; the curves keep most of the panel.
-    top = 1.04 * max(*effects, min(max(ends), 1.25 * max(effects)))
-    for panel in range(_SINK_PANEL):
-        made.update_layout({panel_axis("y", panel): {"range": [1.0, top]}})
-    return made.update_layout({panel_axis("y", _SINK_PANEL): {"range": [0, 1]}})
+    for panel, (_, what) in enumerate(_PANELS):
+        scale = int(what == "sink")
+        # An interval of few seeds may reach far beyond every curve, which keeps most of the panel.
+        top = 1.04 * max(*effects[scale], min(max(ends[scale]), 1.25 * max(effects[scale])))
+        made.update_layout({panel_axis("y", panel): {"range": [1.0 - scale, top]}})
+    return made
 
 
 def plot_abilities(result: TwinsResult) -> go.Figure:
@@ -127,7 +128,9 @@ def plot_abilities(result: TwinsResult) -> go.Figure:
                     "type": "scatter",
                     "mode": "markers",
                     "x": [_number(estimate.effect) for estimate in found],
-                    "y": list(conditions),
+                    "y": [row + _offset(result, arm) for row in range(len(conditions))],
+                    "text": list(conditions),
+                    "hovertemplate": "%{text}: %{x}",
                     "error_x": {
                         "type": "data",
                         "symmetric": False,
@@ -157,10 +160,20 @@ def plot_abilities(result: TwinsResult) -> go.Figure:
         traces,
         titles=[title for title, _ in abilities],
         x={"title": {"text": "share of right answers"}, "range": [-0.03, 1.03]},
-        y={"autorange": "reversed", "automargin": True, "dtick": 1, "tickfont": {"size": 11}},
+        y={
+            **{"range": [len(conditions) - 0.5, -0.5], "automargin": True},
+            **{"tickvals": [*range(len(conditions))], "ticktext": list(conditions)},
+            "tickfont": {"size": 11},
+        },
         height=300 + rows,
         layout={"shapes": chance, "meta": {"panels": len(abilities), "panel_height": 60 + rows}},
     ).update_layout({panel_axis("y", 1): {"showticklabels": False}})
+
+
+def _offset(result: TwinsResult, arm: str) -> float:
+    """Arms of one row stand below each other, so that equal scores do not hide each other."""
+    arms = result.config.arms
+    return 0.7 * ((arms.index(arm) + 0.5) / len(arms) - 0.5)
 
 
 def _curve(
@@ -189,13 +202,16 @@ def _steps_axis(steps: tuple[int, ...]) -> Spec:
     }
 
 
-def _line(arm: str, x: Sequence[float], found: Sequence[Estimate], panel: int) -> Spec:
+def _line(
+    arm: str, x: Sequence[float], found: Sequence[Estimate], panel: int, *, over: str
+) -> Spec:
+    """With a mark at every step that was measured; over the loss all points are between such."""
     color, dash = _LOOK[arm]
     n = max((estimate.n for estimate in found), default=0)
     seeds = f" (mean of {n} seeds)" if n > 1 else ""
     return {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if over == "steps" else "lines",
         "x": _values(x),
         "y": _values([estimate.effect for estimate in found]),
         "line": {"color": color, "width": 2.4, "dash": dash},
