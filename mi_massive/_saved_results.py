@@ -91,7 +91,7 @@ class SavedResults:
             if of.dtype != dtype:
                 raise ValueError(
                     f"{option} must be of {self._model} in {dtype}, got one in {of.dtype}: {path}; "
-                    f"compute it again, or report with --dtype {of.dtype}"
+                    f"compute it again, or report in {of.dtype}"
                 )
 
 

@@ -33,6 +33,7 @@ _IN_OPTIONS: Final = (
     (r"\bpass skip_first=False", "leave out --skip-first"),
     (r"\bpass chat=False", "leave out --chat"),
     (r"\boverwrite=True", "--overwrite"),
+    (r"\bextend=True", "--extend"),
     (r"\btrust_remote_code=True", "--trust-remote-code"),
     (r"\bdtype (float32|bfloat16)", r"--dtype \1"),
 )

@@ -213,6 +213,12 @@ def test_the_command_runs_tells_and_shows(run: Run, grid: SweepGrid, tmp_path: P
     text = run("sweep", "table", out)[1]
     assert "paper k=2" in text
     assert "first" in text
+    path.write_text(path.read_text() + "limit: 3\n")
+    status, _, err = run("sweep", path, "--out", out, "--engine", "inline")
+    assert (status, "(it differs in limit); choose another folder, or --extend to" in err) == (
+        1,
+        True,
+    )
     status, _, err = run("sweep", "status", tmp_path / "nothing")
     assert (status, "must be one that a sweep was run in" in err) == (1, True)
     status, _, err = run("sweep", "run", path, "--out", out, "--address", "auto")
