@@ -47,7 +47,7 @@ RECORDS := experiments/records
 # Of the patches, those whose figures answer C6: heads, frequency bands, massive pairs beside others.
 PATCHED := heads bands_q bands_k massive_q massive_k pairs_q pairs_k
 # The first set with rotation and without judges the claims on cause.
-TWINS := stdlib stdlib_theta mixture
+TWINS := stdlib stdlib_theta stdlib_window_32 stdlib_window_512 mixture mixture_unordered
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
 	$(BIN)/mi-massive report $(MODEL) --out report --overwrite \
 		$(addprefix --conflict ,$(wildcard $(RECORDS)/conflict_$(MODEL).json)) \

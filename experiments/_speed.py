@@ -156,12 +156,17 @@ def patching(given: argparse.Namespace, n_pairs: int = 2, n_rounds: int = 3) -> 
 
 
 def imports(given: argparse.Namespace) -> object:
-    modules = ("mi_massive", "transformer_lens")
+    """The package alone, what it takes to load a model, and what both are divided by."""
+    statements = (
+        *("import mi_massive", "from mi_massive import load_model"),
+        "import transformer_lens",
+    )
     result = measure_commands(
-        {module: [sys.executable, "-c", f"import {module}"] for module in modules},
+        {statement: [sys.executable, "-c", statement] for statement in statements},
         n_rounds=given.rounds,
     )
-    print(f"import mi_massive: {said(result.ratios[0])} x import transformer_lens")
+    for statement, ratio in zip(statements, result.ratios, strict=True):
+        print(f"{statement}: {said(ratio)} x {statements[-1]}")
     return result
 
 

@@ -23,6 +23,11 @@ from mi_massive import (
     save_result,
 )
 
+# The first with rotation and without judges the cause, all of them the frequencies.
+TWINS = (
+    *("stdlib", "stdlib_theta", "stdlib_window_32", "stdlib_window_512", "mixture"),
+    "mixture_unordered",
+)
 RECORDS = Path(__file__).parent / "records"
 
 
@@ -38,7 +43,7 @@ def main() -> None:
         RECORDS / f"{name}_{short(given.model)}.json"
         for name in ("table1", "conflict", "figure3", "state_quantization", "quantization")
     )
-    sets = [RECORDS / f"twins_{name}_small.json" for name in ("stdlib", "stdlib_theta", "mixture")]
+    sets = [RECORDS / f"twins_{name}_small.json" for name in TWINS]
     twins = [path for path in sets if path.exists()]
     results = run_study(
         load_model(given.model, device=given.device),
