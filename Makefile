@@ -50,6 +50,7 @@ PATCHED := heads bands_q bands_k massive_q massive_k pairs_q pairs_k
 TWINS := stdlib stdlib_theta stdlib_window_32 stdlib_window_512 mixture mixture_unordered
 report: setup  ## Analyse MODEL (default: smollm2-135m-instruct) and say where the page lies
 	$(BIN)/mi-massive report $(MODEL) --out report --overwrite \
+		$(addprefix --disruption ,$(wildcard $(RECORDS)/table1_$(MODEL).json)) \
 		$(addprefix --conflict ,$(wildcard $(RECORDS)/conflict_$(MODEL).json)) \
 		$(addprefix --fluency ,$(wildcard $(RECORDS)/figure3_$(MODEL).json)) \
 		$(addprefix --patched ,$(wildcard $(PATCHED:%=$(RECORDS)/patching_%_$(MODEL).json))) \
