@@ -501,6 +501,21 @@ def test_the_section_asks_shows_and_limits(disrupted):
         assert word in limits
 
 
+def test_the_sink_is_drawn_by_the_read_out_that_tells_both_kinds_of_losses(disrupted):
+    """Where words were asked of one kind of task alone, options say more."""
+    sink = disruption.disruption_section(disrupted, title="").pictures[-1]
+    assert "by generated answers" in sink.reading
+    untold = sample.estimate(math.nan)
+    contrasts = tuple(  # here the options have no loss of parametric tasks
+        replace(c, parametric_loss=untold, contextual_loss=untold)
+        if c.readout == "generation"
+        else c
+        for c in disrupted.contrasts
+    )
+    told = disruption.disruption_section(replace(disrupted, contrasts=contrasts), title="")
+    assert "by the most probable option" in told.pictures[-1].reading
+
+
 def test_one_k_needs_no_dose_curve_and_no_long_tables():
     section = disruption.disruption_section(sample.disruption_result(ks=(4,)), title="")
     assert not any(picture.id.startswith("dose") for picture in section.pictures)

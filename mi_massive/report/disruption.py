@@ -12,6 +12,7 @@ from mi_massive.report.pictures import Picture, picture
 from mi_massive.report.published import published_table
 from mi_massive.report.section import Section
 from mi_massive.scores import Readout
+from mi_massive.viz.arms import defined
 from mi_massive.viz.dose import plot_dose
 from mi_massive.viz.sink import plot_sink
 from mi_massive.viz.task_scores import plot_task_scores
@@ -25,7 +26,7 @@ def disruption_section(result: DisruptionResult, *, title: str) -> Section:
     if len(ks) > 1:
         pictures += [_dose(result, readout) for readout in found]
     if found:
-        pictures.append(_sink(result, found[0]))
+        pictures.append(_sink(result, max(found, key=lambda r: _told(result, r))))
     published = published_table(result)
     return Section(
         word="disruption",
@@ -103,6 +104,12 @@ def _dose(result: DisruptionResult, readout: Readout) -> Picture:
         "apart.",
         plot_dose(result, readout=readout),
     )
+
+
+def _told(result: DisruptionResult, readout: Readout) -> int:
+    """Losses by kind that a read-out can tell, over all arms; of equals the first is taken."""
+    own = [c for c in result.contrasts if c.readout == readout]
+    return sum(defined(loss) for c in own for loss in (c.contextual_loss, c.parametric_loss))
 
 
 def _sink(result: DisruptionResult, readout: Readout) -> Picture:

@@ -28,10 +28,6 @@ from mi_massive.viz.base import (
     plain,
 )
 
-_LOSS_AXIS: Final[Spec] = {
-    "title": {"text": "held-out loss (nats)"},
-    "autorange": "reversed",
-}
 _PANELS: Final[tuple[tuple[str, Measure], ...]] = (
     ("Queries: max/mean", "q"),
     ("Keys: max/mean", "k"),
@@ -89,7 +85,7 @@ def plot_emergence(
     made = figure(
         traces,
         titles=[title for title, _ in _PANELS],
-        x=_steps_axis(result.steps) if over == "steps" else _LOSS_AXIS,
+        x=_steps_axis(result.steps) if over == "steps" else _loss_axis(traces),
         y={},
         height=430,
     )
@@ -199,6 +195,16 @@ def _steps_axis(steps: tuple[int, ...]) -> Spec:
         "type": "log",
         "tickvals": [_shown_steps(steps)[0], *ticks],
         "ticktext": ["0", *(f"{tick:,}" for tick in ticks)],
+    }
+
+
+def _loss_axis(traces: Sequence[Spec]) -> Spec:
+    """Falling from left to right, with room beside the ends of the lines."""
+    losses = [loss for trace in traces for loss in trace["x"]] or [1.0, 0.0]
+    room = 0.04 * (max(losses) - min(losses))
+    return {
+        "title": {"text": "held-out loss (nats)"},
+        "range": [max(losses) + room, min(losses) - room],
     }
 
 
