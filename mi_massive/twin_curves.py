@@ -1,4 +1,4 @@
-"""Twins with intervals over seeds: curves over steps and over the loss, masses, paired losses.
+"""Twins with intervals over seeds: curves over steps and loss, massive dimensions, paired losses.
 
 Two encodings that learn at different speeds are compared at equal loss: a curve over steps says
 when something appears, one over the loss whether it comes with what the model has learned. Does
