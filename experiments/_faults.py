@@ -1,5 +1,6 @@
 """What the experiment on faults does to a sweep, and what is there at that moment."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,8 +9,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from mi_massive.sweep import RayEngine, SweepProgress, read_grid, run_sweep
+from mi_massive.sweep import RayEngine, SweepProgress, read_grid, run_sweep, worker
 
 COMMAND = (sys.executable, "-m", "mi_massive", "sweep", "--quiet")
 State = tuple[dict[str, int], int]
@@ -32,11 +35,34 @@ def state_after(folder: Path, n: int) -> State:
 
 
 def worker_killed(grid: Path, folder: Path) -> State:
-    driver = started(grid, folder, "--workers", "1")
-    found = state_after(folder, 2)
-    for child in Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
+    """One of two, within a cell; the other goes on, and takes that cell up."""
+    driver = started(grid, folder, "--workers", "2")
+    state_after(folder, 1)
+    computing: list[Path] = []
+    while not computing:
+        time.sleep(0.02)
+        computing = list((folder / "started").glob("*.json"))
+    found = state(folder)
+    os.kill(json.loads(computing[0].read_text())[-1], signal.SIGKILL)
     driver.wait()
+    return found
+
+
+def cell_raises(grid: Path, folder: Path) -> State:
+    """Those of the intact model raise; they are kept as failed, and computed when asked again."""
+    compute = worker.compute_cell
+
+    def broken(*given: Any) -> Any:
+        if given[-1].arm is None:
+            raise RuntimeError("planted")
+        return compute(*given)
+
+    with mock.patch.object(worker, "compute_cell", broken):
+        failed = run_sweep(read_grid(grid), folder).failures
+    if not all("planted" in failure.error for failure in failed) or not failed:
+        raise RuntimeError(f"the planted cells must have failed, got {failed}")
+    found = state(folder)
+    run_sweep(read_grid(grid), folder, retry_failed=True)
     return found
 
 
@@ -94,6 +120,7 @@ def ray_node_killed(grid: Path, folder: Path) -> State:
 
 FAULTS: dict[str, tuple[str, Callable[[Path, Path], State]]] = {
     "worker killed": ("local", worker_killed),
+    "cell raises": ("inline", cell_raises),
     "driver killed": ("local", driver_killed),
     "two drivers": ("local, inline", two_drivers),
     "disk full": ("inline", disk_full),

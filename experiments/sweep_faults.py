@@ -1,8 +1,8 @@
 """Does a sweep lose or repeat finished cells when parts of it die?
 
-Question: after kill -9 of a worker, of the driver or of a Ray node, with a full disk, a truncated
-result or two drivers on one folder, are finished cells kept and is the table at the end that of an
-undisturbed sweep, byte for byte?
+Question: after kill -9 of a worker within a cell, of the driver or of a Ray node, with cells that
+raise, a full disk, a truncated result or two drivers on one folder, are finished cells kept and is
+the table at the end that of an undisturbed sweep, byte for byte?
 Refuted by: a finished and undamaged cell that is written again, or another table.
 Cost: 15 minutes on two busy cores (default model); nearly all of it is the start of processes.
 The full disk is a small file system of memory in a user namespace (Linux, `unshare`).

@@ -133,8 +133,8 @@ def table_command(
             print_costs(table.contrasts, table.comparisons, of=of)
         if table.incomplete:
             typer.echo(
-                f"{table.model} ({table.dtype}): no losses yet of {', '.join(table.incomplete)}; "
-                "cells of theirs, of their controls or of the intact model are missing"
+                f"{table.model} ({table.dtype}): no losses of {', '.join(table.incomplete)}; "
+                "cells of theirs, of their controls or of the intact model wait or have failed"
             )
     typer.echo(f"{result.waiting} cells are waiting, {len(result.failures)} failed")
 
@@ -193,12 +193,13 @@ class _Lines:
 
     def __init__(self) -> None:
         self._last = -_EVERY
+        self._over = False
 
     def __call__(self, now: "SweepProgress") -> None:
         over = now.done + now.failed == now.total
-        if time.monotonic() - self._last < _EVERY and not over:
+        if self._over or (time.monotonic() - self._last < _EVERY and not over):
             return
-        self._last = time.monotonic()
+        self._last, self._over = time.monotonic(), over
         left = "unknown" if now.seconds_left is None else f"{now.seconds_left / 60:.1f} min"
         print_line = f"{now.done}/{now.total} cells, {now.failed} failed, "
         print_line += f"{now.per_minute:.1f} a minute, {left} left"

@@ -102,7 +102,8 @@ def test_of_two_worker_processes_one_is_killed_and_no_finished_cell_is_lost(
     def strike() -> None:
         os.kill(min(set(children(os.getpid())) - others), signal.SIGKILL)
 
-    with struck(tmp_path, strike) as before:
+    told = pytest.warns(UserWarning, match=r"worker \d+ ended with status -9.* left to the others")
+    with struck(tmp_path, strike) as before, told:
         run_sweep(grid, tmp_path, engine=ProcessEngine(workers=2))
     assert 0 < len(before) < N_CELLS
     assert before.items() <= written(tmp_path).items()

@@ -137,7 +137,7 @@ def test_a_sweep_that_has_begun_says_what_is_missing(
     with pytest.raises(KeyboardInterrupt):
         run_sweep(grid, tmp_path, engine=BoundedEngine(n_cells=4))
     shown = run("sweep", "table", tmp_path).out
-    assert "no losses yet of paper k=2, random k=2 seed=0, random" in " ".join(shown.split())
+    assert "no losses of paper k=2, random k=2 seed=0, random" in " ".join(shown.split())
     assert "paper k=2" in shown
 
 

@@ -1,5 +1,6 @@
 """Which weights a model's name means, found without loading or downloading them."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -12,10 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from mi_massive.models.gguf import file_sha256
 from mi_massive.models.wheel import BUILT_IN
 
-_BLOCK: Final = 1 << 12
-_N_BLOCKS: Final = 64
-"""Blocks of each weight file that are read: training moves nearly every weight."""
-_READ_WHOLE: Final = (".json", ".jinja", ".txt", ".model", ".py")
+_READ: Final = (".json", ".jinja", ".txt", ".model", ".py", ".safetensors")
+"""What decides a folder's model: config, tokenizer, code and weights, to the last tensor."""
 
 
 class Pinned(NamedTuple):
@@ -28,7 +27,7 @@ class Pinned(NamedTuple):
 
 
 def pin_model(name: str, *, revision: str | None = None) -> Pinned:
-    """Find out which weights `name` means, at the cost of a glance at its files or of one request.
+    """Find out which weights `name` means, at the cost of reading its files or of one request.
 
     Args:
         name: As `load_model` takes it.
@@ -57,19 +56,20 @@ def pin_model(name: str, *, revision: str | None = None) -> Pinned:
 
 
 def _folder_digest(folder: Path) -> str:
-    """Config, tokenizer and code whole; of the weights their sizes and some blocks of each file."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in _READ_WHOLE:
-            digest.update(file.name.encode() + file.read_bytes())
-        elif file.suffix == ".safetensors":
-            size = file.stat().st_size
-            digest.update(json.dumps([file.name, size]).encode())
-            with file.open("rb") as opened:
-                for block in range(_N_BLOCKS):
-                    opened.seek(max(0, size - _BLOCK) * block // (_N_BLOCKS - 1))
-                    digest.update(opened.read(_BLOCK))
+        if file.suffix in _READ:
+            found = file.stat()
+            sha256 = _file_digest(file.resolve(), found.st_size, found.st_mtime_ns)
+            digest.update(json.dumps([file.name, sha256]).encode())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _file_digest(file: Path, size: int, changed: int) -> str:
+    """Checksum of a file as it was then; read once a process."""
+    del size, changed  # a file that differs in them is read again
+    return file_sha256(file)
 
 
 def _commit(name: str, revision: str | None) -> str:

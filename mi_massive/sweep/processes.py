@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Final
@@ -68,9 +69,15 @@ class ProcessEngine:
                 )
                 running.append((process, errors))
                 _tell(process, replace(work, parent=os.getpid()))
+            told = set[int]()
             while any(process.poll() is None for process, _ in running):
                 tick()
                 time.sleep(PAUSE)
+                for process, errors in running:
+                    if process.poll() and process.pid not in told:  # the others may work for days
+                        told.add(process.pid)
+                        death = _death(process, errors)
+                        warnings.warn(f"{death}; its cells are left to the others", stacklevel=2)
             return [_death(*worker) for worker in running if worker[0].returncode]
         finally:
             for process, errors in running:

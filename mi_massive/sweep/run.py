@@ -98,7 +98,13 @@ def _take(store: Store, plan: SweepPlan, *, extend: bool) -> None:
     if held == text:
         return
     if is_complete(held) and not extend:
-        before = read_plan(store).grid
+        try:
+            before = read_plan(store).grid
+        except ValueError as error:
+            raise ValueError(
+                f"folder must hold a grid that this version can read, got another one in "
+                f"{store.place}; choose another folder, or extend=True to keep its cells"
+            ) from error
         names = [field.name for field in dataclasses.fields(SweepGrid)]
         other = [n for n in names if getattr(before, n) != getattr(plan.grid, n)]
         differs = ", ".join(other) or "weights or version of this package"
