@@ -18,11 +18,13 @@ def doses(listed: str) -> list[int]:
     """Numbers of dimensions, from an option's value.
 
     Raises:
-        ValueError: If there is none or something else.
+        ValueError: If there is none, or one is none of at least 1: no dimension is no edit.
     """
     parts = split(listed)
-    if not parts or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--k must be whole numbers with commas, got {listed!r}")
+    if not parts or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(
+            f"--k must be whole numbers of at least 1 with commas, got {listed!r}; try 4"
+        )
     return [int(part) for part in parts]
 
 

@@ -19,6 +19,7 @@ from mi_massive.disruption import DisruptionConfig
 from mi_massive.interventions import Intervention
 from mi_massive.models import HookedModel, load_model
 from mi_massive.models.load import DTYPES
+from mi_massive.models.wheel import DEFAULT_MODEL
 from mi_massive.presets import PRESETS, preset
 from mi_massive.prompts import default_passages, tokenize_prompts
 
@@ -33,6 +34,72 @@ PASSED_ON: Final = (
     *("chat_template_args", "enable_thinking", "think_end_token"),
 )
 """Arguments that mean what they mean to the harness's own model `hf`."""
+_NUMBERS: Final = {
+    "k": (1, 4),
+    "seed": (0, 1),
+    "batch_size": (1, 8),
+    "max_length": (1, 512),
+    "prefix_token_id": (0, 1),
+}
+"""Arguments that are a whole number: the least, and one to try."""
+_KINDS: Final[dict[str, tuple[tuple[type, ...], str]]] = {
+    "pretrained": ((str, HookedModel), "the name of a model (in quotes if need be)"),
+    "intervention": ((Intervention,), "an Intervention, from Python alone"),
+    **dict.fromkeys(
+        ("preset", "device", "dtype", "revision"), ((str,), "a text (in quotes if need be)")
+    ),
+    **dict.fromkeys(
+        ("trust_remote_code", "add_bos_token", "truncation", "enable_thinking"),
+        ((bool,), "true or false"),
+    ),
+    "layers": ((int, str, list, tuple), "a block such as 3 or a range such as 3-9"),
+    "chat_template_args": ((dict,), "a mapping"),
+    "think_end_token": ((int, str), "a text or the number of a token"),
+}
+"""What all others are."""
+
+
+def told(model_args: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as the harness was told them, each of the kind that it has to be.
+
+    Args:
+        model_args: What was asked for by that name.
+        beside: What the harness gives by itself; None is left out.
+
+    Raises:
+        ValueError: If there is no model, an argument is of a wrong kind or comes twice.
+    """
+    if model_args.get("pretrained") in (None, ""):
+        raise ValueError(
+            f"model_args must name a model, got none; add pretrained={DEFAULT_MODEL}, or another"
+        )
+    given = {name: value for name, value in beside.items() if value is not None}
+    for name in given:
+        if name in model_args:
+            raise ValueError(
+                f"{name} must be given once, got {model_args[name]!r} in model_args and "
+                f"{given[name]!r} beside them; say --{name} alone"
+            )
+    return of_kinds({**model_args, **given})
+
+
+def of_kinds(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments whose values are of their kinds; None is as if left out.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    found = dict(given)
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in _NUMBERS:
+            found[name] = whole_number(name, value)
+        elif name in _KINDS:
+            types, words = _KINDS[name]
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise ValueError(f"{name} must be {words}, got {value!r}; correct it")
+    return found
 
 
 def require_known(options: Mapping[str, Any]) -> None:
@@ -70,6 +137,8 @@ def require_sense(
             )
         return
     preset(name)
+    if k is not None:
+        whole_number("k", k)
     entry = PRESETS[name]
     if k is not None and not entry.dosed:
         raise ValueError(
@@ -172,10 +241,13 @@ def require_ready(model: HookedModel, intervention: Intervention) -> None:
     make_disruptor(model, intervention, None, None, None, None, None)
 
 
-def whole_number(name: str, value: int | str) -> int:
-    """A number of prompts, which the harness's command gives as text."""
-    if not re.fullmatch(r"[1-9]\d*", str(value)):
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}; try 8")
+def whole_number(name: str, value: Any) -> int:
+    """A number, which the harness's command may give as text."""
+    least, example = _NUMBERS[name]
+    if not re.fullmatch(r"\d+", str(value)) or int(value) < least:
+        raise ValueError(
+            f"{name} must be a whole number of at least {least}, got {value!r}; try {example}"
+        )
     return int(value)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -149,6 +149,7 @@ def _engine(
     slurm: list[str],
 ) -> "Engine":
     from mi_massive.sweep import InlineEngine, ProcessEngine, RayEngine, SlurmEngine
+    from mi_massive.sweep.slurm import Cluster, read_parameter
 
     for option, given, owner in (("--address", address, "ray"), ("--slurm", slurm, "slurm")):
         if given and name != owner:
@@ -167,8 +168,12 @@ def _engine(
     n = 1 if workers is None else workers
     if name == "ray":
         return RayEngine(address=address, device=device, workers=n, gpus_per_worker=gpus)
-    parameters = dict(_parameter(one) for one in slurm)
-    cluster: Any = parameters.pop("cluster", "slurm")
+    texts = dict(_parameter(one) for one in slurm)
+    cluster: Any = texts.pop("cluster", "slurm")
+    if cluster not in get_args(Cluster):
+        raise ValueError(
+            f"--slurm cluster must be one of {', '.join(get_args(Cluster))}, got {cluster!r}"
+        )
     if "://" in out:
         raise ValueError(f"--out must be a folder for --engine slurm, got {out}; jobs log there")
     return SlurmEngine(
@@ -176,16 +181,16 @@ def _engine(
         device=device,
         workers=n,
         gpus_per_worker=gpus,
-        options=parameters,
+        options={key: read_parameter(key, text) for key, text in texts.items()},
         cluster=cluster,
     )
 
 
-def _parameter(given: str) -> tuple[str, str | int]:
+def _parameter(given: str) -> tuple[str, str]:
     name, found, value = given.partition("=")
     if not (name and found):
         raise ValueError(f"--slurm must be KEY=VALUE, got {given!r}")
-    return name, int(value) if value.isdecimal() else value
+    return name, value
 
 
 class _Lines:

@@ -40,6 +40,7 @@ from mi_massive.models.passes import stating_prompt
 from mi_massive.token_scores import TokenScores, score_continuations, score_texts
 
 try:
+    from lm_eval import utils
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api import registry
     from lm_eval.models.huggingface import HFLM
@@ -51,6 +52,7 @@ except ImportError as error:
 
 _Base: Any = HFLM  # its decorator hides its type, and `super()` has none then
 _register: Any = registry
+_utils: Any = utils
 _logger = logging.getLogger(f"lm_eval.{__name__}")
 _IDENTITY: Final = "mi_massive"
 """Key of a cache of answers under which stands whose they are."""
@@ -107,6 +109,7 @@ class DisruptedLM(_Base):
             UnsupportedModelError: If the model cannot answer.
         """
         meaning.require_known(options)
+        options = meaning.of_kinds(options)
         n_batch = meaning.whole_number("batch_size", batch_size)
         meaning.require_sense(preset, k=k, seed=seed, layers=layers, intervention=intervention)
         self.hooked = meaning.loaded(
@@ -132,6 +135,22 @@ class DisruptedLM(_Base):
                 batch_size=n_batch,
                 **options,
             )
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> "DisruptedLM":
+        """The model that a line such as `pretrained=smollm2-135m-instruct,preset=paper` means."""
+        return cls.create_from_arg_obj(
+            _utils.simple_parse_args_string(arg_string), additional_config
+        )
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> "DisruptedLM":
+        """The model that arguments by name mean, with what the harness gives beside them."""
+        return cls(**meaning.told(arg_dict, additional_config or {}))
 
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False

@@ -126,7 +126,8 @@ def test_the_published_protocol_is_asked_on_demand_in_the_batches_asked_for(
     [
         (["--relations", "moons"], "--relations must be among country_capital, "),
         (["--relations", ""], "--relations must name at least one of country_capital, "),
-        (["--k", "many"], "--k must be whole numbers with commas, got 'many'"),
+        (["--k", "many"], "--k must be whole numbers of at least 1 with commas, got 'many'"),
+        (["--k", "4,0"], "--k must be whole numbers of at least 1 with commas, got '4,0'; try 4"),
         (["--preset", "", "--k", "4"], "--k must come with --preset, got it for the intact model"),
         (["--preset", "", "--layers", "3"], "--layers must come with --preset, got it for the"),
         (["--preset", "paper", "--seeds", "2"], "--seeds must be left out for presets that draw"),

@@ -231,6 +231,7 @@ def test_an_edit_that_does_not_happen_is_an_error(model: HookedModel) -> None:
         ({"preset": "nonsense"}, "preset must be one of paper, zero, .*, got 'nonsense'"),
         ({"preset": "massive", "k": 4}, "k must be left out for the preset 'massive', .* got 4"),
         ({"preset": "paper", "seed": 1}, "seed must be left out for the preset 'paper', .* got 1"),
+        ({"preset": "paper", "k": 0}, "k must be a whole number of at least 1, got 0; try 4"),
         ({"preset": "paper", "k": 99}, r"k must be between 0 and 16 \(dimensions .* got 99"),
         ({"preset": "paper", "layers": "x"}, "layers must be a block such as 3, .* got 'x'"),
         ({"preset": "paper", "layers": 7}, r"layers must be among \[0, 1\], got 7"),
@@ -255,6 +256,9 @@ def test_an_edit_that_does_not_happen_is_an_error(model: HookedModel) -> None:
         ),
         ({"peft": "x"}, "model_args must be among pretrained, .*, got 'peft'; leave it out"),
         ({"batch_size": "auto"}, "batch_size must be a whole number .*, got 'auto'; try 8"),
+        ({"max_length": "abc"}, "max_length must be a whole number of at least 1, got 'abc'"),
+        ({"max_length": 0}, "max_length must be a whole number of at least 1, got 0; try 512"),
+        ({"truncation": "maybe"}, "truncation must be true or false, got 'maybe'; correct it"),
         ({"dtype": "float32"}, "dtype must be left out with a loaded model, got 'float32'"),
         ({"pretrained": "folder", "dtype": "auto"}, "dtype must be one of float32, .* got 'auto'"),
     ],
@@ -265,6 +269,51 @@ def test_arguments_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         DisruptedLM(**{"pretrained": model, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ("preset=paper", f"model_args must name a model, got none; add pretrained={DEFAULT_MODEL}"),
+        ("pretrained=,k=1", "model_args must name a model, got none"),
+        ("pretrained=7", "pretrained must be the name of a model .*, got 7; correct it"),
+        ("pretrained=m,preset=paper,k=0", "k must be a whole number of at least 1, got 0; try 4"),
+        ("pretrained=m,preset=paper,k=four", "k must be a whole number .* 1, got 'four'; try 4"),
+        ("pretrained=m,preset=paper,k=2.5", r"k must be a whole number .* 1, got 2\.5; try 4"),
+        ("pretrained=m,preset=random,seed=x", "seed must be a whole number .* 0, got 'x'; try 1"),
+        ("pretrained=m,max_length=abc", "max_length must be a whole number .* 1, got 'abc'"),
+        ("pretrained=m,prefix_token_id=x", "prefix_token_id must be a whole number .* 0, got 'x'"),
+        ("pretrained=m,preset=paper,layers=true", "layers must be a block such as .*, got True"),
+        ("pretrained=m,revision=1234567", "revision must be a text .*, got 1234567; correct it"),
+        ("pretrained=m,trust_remote_code=maybe", "trust_remote_code must be true or false, got"),
+        ("pretrained=m,intervention=x", "intervention must be an Intervention, .* got 'x'"),
+        ("pretrained=m,batch_size=2", "batch_size must be given once, got 2 in .* and 1 beside"),
+    ],
+)
+def test_what_the_harness_is_told_is_refused_before_a_model_is_loaded(
+    told: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kw: object) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr("mi_massive._harness_arguments.load_model", refuse)
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        DisruptedLM.create_from_arg_string(told, {"batch_size": 1, "device": None})
+
+
+def test_what_the_command_is_told_is_one_sentence(run: Run, printing: None) -> None:
+    told = ("--tasks", "arc_easy", "--model_args", "pretrained=m,preset=paper,k=four")
+    answer = run("lm-eval", "--model", "mi_massive", *told)
+    assert answer.status == 1
+    sentence = "error: k must be a whole number of at least 1, got 'four'; try 4"
+    assert answer.err.splitlines()[-1] == sentence
+
+
+def test_numbers_may_be_told_as_text(model: HookedModel) -> None:
+    told = {"pretrained": model, "preset": "random", "k": "2", "seed": "3", "max_length": "9"}
+    lm = DisruptedLM.create_from_arg_obj(told, {"batch_size": "4", "max_batch_size": None})
+    assert lm.arm is not None
+    assert (lm.arm.k, lm.arm.seed, lm.max_length, lm.batch_size) == (2, 3, 9, 4)
 
 
 def test_a_model_that_does_not_answer_is_refused(tmp_path: Path) -> None:

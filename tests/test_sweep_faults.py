@@ -187,8 +187,10 @@ def test_workers_that_leave_nothing_behind_end_the_sweep(
 
 def test_slurm_jobs_give_the_same_table(grid: SweepGrid, undisturbed: Path, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    engine = SlurmEngine(logs=str(tmp_path / "logs"), cluster="local", workers=1)
+    options = {"mem_gb": 1.5, "slurm_partition": "gpu", "local_setup": f"touch {tmp_path}/set-up"}
+    engine = SlurmEngine(logs=str(tmp_path / "logs"), cluster="local", workers=1, options=options)
     run_sweep(grid, tmp_path, engine=engine)
+    assert (tmp_path / "set-up").exists()
     assert table_text(tmp_path) == table_text(undisturbed)
 
 

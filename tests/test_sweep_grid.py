@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mi_massive.sweep import (
 )
 from mi_massive.sweep import processes as sweep_processes
 from mi_massive.sweep.plan import plan_sweep
+from mi_massive.sweep.slurm import read_parameter
 
 GOOD = {"models": ["smollm2-135m-instruct"], "presets": ["paper"], "tasks": ["letters"]}
 
@@ -222,3 +224,71 @@ def test_workers_without_a_device_of_their_own_are_refused(
     pytest.importorskip("submitit")
     with pytest.raises(ValueError, match="gpus_per_worker must be 1 on one device, got 2 on cuda"):
         SlurmEngine(logs=str(tmp_path), device="cuda", gpus_per_worker=2, cluster="local")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("mem_gb=x", "mem_gb must be a number, got 'x'; correct it"),
+        ("mem_gb=true", "mem_gb must be a number, got 'true'"),
+        ("timeout_min=1.5", r"timeout_min must be a whole number, got 1\.5"),
+        ("slurm_time=24:00:00", "slurm_time must be a whole number, got '24:00:00'"),
+        ("slurm_use_srun=maybe", "slurm_use_srun must be true or false, got 'maybe'"),
+        ("slurm_setup=[1, 2]", r"slurm_setup must be a text or a list of texts, got \[1, 2\]"),
+        ("slurm_additional_parameters=x", "slurm_additional_parameters must be a mapping such as"),
+        ("cluster=foo", "--slurm cluster must be one of slurm, local, got 'foo'"),
+        ("nodes=2", "nodes must be a parameter .*, got 2; it says: LocalExecutor can use only one"),
+        ("foo=1", "foo must be a parameter of .*, got '1'; it says: Parameter 'foo' need"),
+        ("foo_bar=1", "foo_bar must be a parameter of .* Unknown executor 'foo' in parameter"),
+        ("slurm_foo=1", "slurm_foo must be a parameter of .* Unknown argument 'foo' for executor"),
+        ("mem_gb", "--slurm must be KEY=VALUE, got 'mem_gb'"),
+    ],
+)
+def test_a_parameter_that_submitit_would_not_take_is_one_sentence(
+    given: str, sentence: str, tmp_path: Path, run: Run
+) -> None:
+    pytest.importorskip("submitit")
+    out = tmp_path / "out"
+    options = ("--engine", "slurm", "--slurm", "cluster=local", "--slurm", given)
+    status, _, error = run("sweep", write_grid(tmp_path), "--out", out, *options)
+    assert (status, out.exists(), error.count("\n")) == (1, False, 1)
+    assert re.match(f"error: {sentence}", error)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("mem_gb", "1.5", 1.5),
+        ("timeout_min", "010", 10),
+        ("name", "5", "5"),
+        ("slurm_partition", "yes", "yes"),
+        ("slurm_nodelist", "node[1-3]", "node[1-3]"),
+        ("slurm_exclusive", "true", True),
+        ("slurm_exclusive", "user", "user"),
+        ("slurm_setup", "module load cuda", "module load cuda"),
+        ("slurm_setup", "echo a: b", "echo a: b"),
+        ("local_setup", "[ -f x ] && y", "[ -f x ] && y"),
+        ("slurm_srun_args", "[--mpi, none]", ["--mpi", "none"]),
+        ("slurm_additional_parameters", "{mail-type: END}", {"mail-type": "END"}),
+    ],
+)
+def test_parameters_of_submitit_are_read_as_what_it_wants(
+    name: str, text: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine where the commands of SLURM are found, so that submitit checks as it would."""
+    pytest.importorskip("submitit")
+    assert read_parameter(name, text) == value
+    for command in ("sbatch", "srun"):
+        (tmp_path / command).symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    logs = tmp_path / "logs"
+    SlurmEngine(logs=str(logs), options={name: value})
+    assert not logs.exists()
+
+
+def test_parameters_from_python_are_checked_as_well(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    for options in ({"name": 5}, {"slurm_mem_gb": "x"}, {"slurm_setup": ("a", "b")}):
+        (name,) = options
+        with pytest.raises(ValueError, match=f"^{name} must be "):
+            SlurmEngine(logs=str(tmp_path), options=options, cluster="local")
