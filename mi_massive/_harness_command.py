@@ -15,7 +15,7 @@ _ARGUMENTS: Final = """\b
   k, seed     dimensions of each head; of presets that draw them
   layers      a block or a range such as 3-9; without it all
   dtype       float32 (without it), bfloat16 or float16
-  device, revision, trust_remote_code, batch_size, max_length, truncation,
+  device, revision, trust_remote_code, max_length, truncation,
   add_bos_token, prefix_token_id, chat_template_args, enable_thinking,
   think_end_token: as for its model `hf`"""
 HELP: Final = "\n\n".join(
