@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from mi_massive.sweep import RayEngine, SweepProgress, read_grid, run_sweep, worker
+from mi_massive.sweep import RayEngine, SweepProgress, read_grid, run_sweep
 
 COMMAND = (sys.executable, "-m", "mi_massive", "sweep", "--quiet")
 State = tuple[dict[str, int], int]
@@ -50,14 +51,15 @@ def worker_killed(grid: Path, folder: Path) -> State:
 
 def cell_raises(grid: Path, folder: Path) -> State:
     """Those of the intact model raise; they are kept as failed, and computed when asked again."""
-    compute = worker.compute_cell
+    inside = "mi_massive.sweep.worker.compute_cell"  # no public call makes a sound cell raise
+    compute = pkgutil.resolve_name(inside)
 
     def broken(*given: Any) -> Any:
         if given[-1].arm is None:
             raise RuntimeError("planted")
         return compute(*given)
 
-    with mock.patch.object(worker, "compute_cell", broken):
+    with mock.patch(inside, broken):
         failed = run_sweep(read_grid(grid), folder).failures
     if not all("planted" in failure.error for failure in failed) or not failed:
         raise RuntimeError(f"the planted cells must have failed, got {failed}")
