@@ -107,10 +107,14 @@ def _said(
 
 
 def _slow_shares(result: TwinsResult) -> dict[str, list[Estimate]]:
-    """Of each arm with plain RoPE, else of the first that rotates, for queries and keys."""
+    """Of each arm with plain RoPE, else of the first that rotates, for queries and keys.
+
+    An arm whose every dimension makes a full turn within the window can show nothing here.
+    """
     turning = rotating(result.config.arms)
     plain = [a for a in turning if TWIN_ARMS[a].encoding == "rope"]
-    return {a: [result.slow_share(a, p) for p in _ROTATED] for a in plain or turning[:1]}
+    shares = {a: [result.slow_share(a, p) for p in _ROTATED] for a in plain or turning[:1]}
+    return {arm: found for arm, found in shares.items() if found[0].null > 0}
 
 
 def _other_rotations(result: TwinsResult, arms: list[str], against: str) -> str:

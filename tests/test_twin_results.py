@@ -307,6 +307,18 @@ def test_twins_that_have_hardly_learned_say_nothing() -> None:
     assert all(estimates == [] and "hardly learned" in said for _, estimates, said in found)
 
 
+def test_an_arm_without_slow_dimensions_says_nothing_about_them() -> None:
+    fast = twin_run().wavelengths / 100
+    result = with_runs(
+        rope=[twin_run(seed=seed, wavelengths=fast) for seed in range(3)],
+        none=[twin_run("none", seed) for seed in range(3)],
+    )
+    assert result.slow_share("rope", "q").null == 0
+    found = {claim: estimates for claim, estimates, _ in twin_findings([result])}
+    assert found["C8e"] == []
+    assert len(found["C3b"]) == 2
+
+
 def test_the_first_set_judges_the_cause_and_all_sets_the_frequencies() -> None:
     first, second = (
         with_runs(
