@@ -11,14 +11,12 @@ from typer.core import TyperGroup
 
 from mi_massive import _options as opt
 from mi_massive._cost_tables import print_costs
-from mi_massive._terminal import print_json, print_records
+from mi_massive._terminal import LINE_EVERY, print_json, print_records
 
 if TYPE_CHECKING:  # these load transformers, which the help does not need
     from mi_massive.sweep import Engine, SweepProgress, SweepStatus
 
 EngineName = Literal["local", "inline", "ray", "slurm"]
-_EVERY: Final = 10.0
-"""Seconds between two lines of progress."""
 _SURE: Final = 0.05
 
 
@@ -197,12 +195,12 @@ class _Lines:
     """A line of progress on the error stream every few seconds, and at the end."""
 
     def __init__(self) -> None:
-        self._last = -_EVERY
+        self._last = -LINE_EVERY
         self._over = False
 
     def __call__(self, now: "SweepProgress") -> None:
         over = now.done + now.failed == now.total
-        if self._over or (time.monotonic() - self._last < _EVERY and not over):
+        if self._over or (time.monotonic() - self._last < LINE_EVERY and not over):
             return
         self._last, self._over = time.monotonic(), over
         left = "unknown" if now.seconds_left is None else f"{now.seconds_left / 60:.1f} min"

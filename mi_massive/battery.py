@@ -62,7 +62,11 @@ def load_tasks(
         UnsupportedModelError: If the model is an encoder or has no head.
         ValueError: If the model has no tokenizer, or a task cannot be made (see `load_task`).
     """
-    _require_decoder(model)
+    if not (model.is_causal and model.has_head):
+        raise UnsupportedModelError(
+            f"{model.name} must be a decoder with a language-modelling head to answer tasks, "
+            "got none"
+        )
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {model.name} must exist to ask tasks, got none")
     encode = cast(Any, model.tokenizer).encode
@@ -84,14 +88,6 @@ def load_tasks(
         return file
 
     return [load_task(name, data=rows(name), limit=limit, count_tokens=count) for name in names]
-
-
-def _require_decoder(model: HookedModel) -> None:
-    if not (model.is_causal and model.has_head):
-        raise UnsupportedModelError(
-            f"{model.name} must be a decoder with a language-modelling head to answer tasks, "
-            "got none"
-        )
 
 
 def run_battery(
@@ -116,7 +112,6 @@ def run_battery(
         ValueError: If a task does not fit the model's context.
     """
     require_in_range("n_examples", n_examples, low=2, high=1 << 20, unit="examples")
-    _require_decoder(model)
     asking = EvaluationConfig(readouts=("generation", "options"), batch_size=batch_size)
     return run_disruption(
         model,

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
+from mi_massive._head_statistics import exceeds
 from mi_massive.axes import Projection
 from mi_massive.concentration import ConcentrationConfig
 from mi_massive.small_samples import student_estimate
@@ -112,7 +113,7 @@ def loss_difference(result: TwinsResult, arm: str, *, against: str) -> Estimate:
 def _massive(run: TwinRun, projection: Projection, ratio: float) -> Float[np.ndarray, "step"]:
     """NaN at steps that a diverged run did not reach."""
     norms = norms_of(run, projection)
-    counts = (norms > ratio * norms.mean(dim=-1, keepdim=True)).sum(dim=-1).double()
+    counts = exceeds(norms, ratio).sum(dim=-1).double()
     return counts.masked_fill(~norms.isfinite().all(dim=-1), math.nan).mean(dim=(1, 2)).numpy()
 
 
